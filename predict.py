@@ -1,0 +1,18 @@
+"""Embed an image collection: `python predict.py [key=value ...]`; the keys are in conf/."""
+
+import hydra
+from omegaconf import DictConfig
+
+from lora_clip import cli
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="predict")
+def predict(config: DictConfig) -> None:
+    """Run the job that the configuration describes."""
+    from lora_clip.job import run
+
+    run(config)
+
+
+if __name__ == "__main__":
+    cli.main(predict)

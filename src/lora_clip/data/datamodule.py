@@ -1,0 +1,162 @@
+"""The parts of a worker as batches of pixels, and the DataLoader that brings them to the model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lora_clip.batch import ImageRow, Part, PixelBatch, RawSample, Reject
+from lora_clip.data.pixels import ImageError, PreprocessSpec, decode, fit
+from lora_clip.data.plan import Plan
+from lora_clip.data.sources import Shard, Source
+
+PREFETCHED_BATCHES = 2
+
+
+class PixelDataset(IterableDataset[PixelBatch]):
+    """The images of one rank as PixelBatches; each worker process reads the parts that the plan gave it."""
+
+    def __init__(
+        self,
+        source: Source,
+        spec: PreprocessSpec,
+        batch_size: int,
+        shards: Mapping[int, Shard],
+        shares: Sequence[Sequence[Part]],
+    ) -> None:
+        self.source, self.spec, self.batch_size = source, spec, batch_size
+        self.shards, self.shares = shards, shares
+
+    def __iter__(self) -> Iterator[PixelBatch]:
+        worker = get_worker_info()
+        for part in self.shares[worker.id if worker else 0]:
+            yield from self._batches(part)
+
+    def _batches(self, part: Part) -> Iterator[PixelBatch]:
+        samples = self.source.read(self.shards[part.shard], part)
+        for start in range(part.start, part.stop, self.batch_size):
+            stop = min(start + self.batch_size, part.stop)
+            yield self._batch(samples, stop - start, part, last=stop == part.stop)
+
+    def _batch(self, samples: Iterator[RawSample], positions: int, part: Part, last: bool) -> PixelBatch:
+        """The next `positions` samples; images fill the batch from its start, rejected ones take no place."""
+        started = time.perf_counter()
+        pixels_BCHW = torch.zeros((self.batch_size, 3, *self.spec.crop), dtype=torch.uint8)
+        batch = PixelBatch(pixels_BCHW, [], [], part, last)
+        read = 0.0
+        for _ in range(positions):
+            before = time.perf_counter()
+            sample = next(samples)
+            read += time.perf_counter() - before
+            self._add(sample, batch)
+        batch.seconds = {"read": read, "decode": time.perf_counter() - started - read}
+        return batch
+
+    def _add(self, sample: RawSample, batch: PixelBatch) -> None:
+        if sample.damage is not None:
+            batch.rejects.append(reject(sample, "read", sample.damage))
+            return
+        try:
+            pixels_HWC = decode(sample.image)
+            fit(pixels_HWC, self.spec, batch.pixels_BCHW[len(batch.rows)])
+        except (ImageError, MemoryError) as error:
+            batch.rejects.append(reject(sample, "decode", str(error) or type(error).__name__))
+            return
+        batch.rows.append(describe(sample, width=pixels_HWC.shape[1], height=pixels_HWC.shape[0]))
+
+
+def reject(sample: RawSample, stage: str, error: str) -> Reject:
+    """The record of a sample that could not be embedded."""
+    return Reject(sample.shard, sample.position, _printable(sample.key), stage, error)
+
+
+def describe(sample: RawSample, width: int, height: int) -> ImageRow:
+    """The record of an embedded image; the caption is its `.txt`, else the `caption` of its `.json`."""
+    metadata = _text(sample.extras.get("json"))
+    fields = _fields(metadata)
+    caption = _text(sample.extras.get("txt")) or fields.get("caption")
+    return ImageRow(
+        _printable(sample.path),
+        _printable(sample.key),
+        sample.shard,
+        sample.position,
+        width,
+        height,
+        caption if isinstance(caption, str) else None,
+        url if isinstance(url := fields.get("url"), str) else None,
+        metadata,
+    )
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "replace").strip()
+
+
+def _fields(metadata: str | None) -> dict[str, object]:
+    try:
+        fields = json.loads(metadata) if metadata else {}
+    except (ValueError, RecursionError):
+        return {}
+    return {
+        key: _printable(value) if isinstance(value, str) else value
+        for key, value in (fields.items() if isinstance(fields, dict) else ())
+    }
+
+
+def _printable(text: str) -> str:
+    """The text with what UTF-8 cannot hold (undecodable file names, lone surrogates) replaced by question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+class PixelDataModule(LightningDataModule):
+    """Hands every rank its share of the plan; rank 0 brings the plan, the others receive it in `setup`.
+
+    `batch_size` is per device, `num_workers` per rank.
+    """
+
+    def __init__(
+        self, source: Source, spec: PreprocessSpec, batch_size: int, num_workers: int, plan: Plan | None
+    ) -> None:
+        super().__init__()
+        self.source, self.spec = source, spec
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self._plan = plan
+
+    @property
+    def plan(self) -> Plan:
+        """What the run does; known on rank 0 from the start, elsewhere after `setup`."""
+        assert self._plan is not None, "the plan is known after setup"
+        return self._plan
+
+    def setup(self, stage: str) -> None:
+        """Receive the plan: one truth, read once from the file system, for all ranks."""
+        assert self.trainer is not None
+        self._plan = self.trainer.strategy.broadcast(self._plan)
+
+    def predict_dataloader(self) -> DataLoader[PixelBatch]:
+        """The batches of this rank, as soon as any worker has one."""
+        assert self.trainer is not None
+        shares = self.plan.shares[self.trainer.global_rank]
+        dataset = PixelDataset(self.source, self.spec, self.batch_size, self.plan.shards, shares)
+        busy = sum(1 for share in shares if share)
+        workers = self.num_workers if busy else 0
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=PREFETCHED_BATCHES if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_quiet_worker if workers else None,
+            in_order=False,
+        )
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

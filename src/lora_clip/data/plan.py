@@ -1,0 +1,145 @@
+"""Which images are still to be embedded, and which rank and worker embeds which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lora_clip.batch import Part
+from lora_clip.data.sources import Shard, Source
+from lora_clip.errors import ConfigError, DataError
+
+ROWS_PER_PART = 4096
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The input as it is now: its shards in order, and of each how many leading positions are wanted."""
+
+    shards: Sequence[Shard]
+    targets: Mapping[int, int]
+
+    @property
+    def images(self) -> int:
+        """The number of images wanted in all."""
+        return sum(self.targets.values())
+
+
+def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | None = None) -> Inventory:
+    """What the source holds, up to `limit` images in input order.
+
+    Raises DataError where there is no image at all, ConfigError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"data.limit={limit}: give a number of images, 1 or more, or null for all")
+    shards: list[Shard] = []
+    targets: dict[int, int] = {}
+    found = 0
+    for shard in source.shards(known):
+        shards.append(shard)
+        targets[shard.id] = shard.images if limit is None else min(shard.images, limit - found)
+        found += targets[shard.id]
+        if limit is not None and found >= limit:
+            break
+    if not found:
+        raise DataError(f"{_where(source)}: no image in it ({len(shards)} shards looked at)")
+    return Inventory(shards, targets)
+
+
+def _where(source: Source) -> str:
+    return ", ".join(f"{name}={value}" for name, value in vars(source).items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this run does: the parts of every worker of every rank, and the shards that they read.
+
+    `shares[rank][worker]` is a list of parts; `targets` counts the wanted positions of each shard; `local` names the
+    shards of which all missing parts belong to one rank, so that this rank can finish them alone.
+    """
+
+    shards: Mapping[int, Shard]
+    targets: Mapping[int, int]
+    shares: Sequence[Sequence[Sequence[Part]]]
+    local: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def images(self) -> int:
+        """How many images this run embeds."""
+        return sum(part.stop - part.start for rank in self.shares for worker in rank for part in worker)
+
+
+def make_plan(
+    inventory: Inventory,
+    done: Mapping[int, Sequence[tuple[int, int]]],
+    *,
+    ranks: int,
+    workers: int,
+    batch_size: int,
+) -> Plan:
+    """The missing positions, shared evenly by bytes over ranks x workers, each worker's in one contiguous run.
+
+    `done` holds the committed [start, stop) runs of each shard. Parts start at multiples of the batch size from where
+    a gap starts, so that the division into batches, and with it every output byte, is the same for any division of work.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
+    by_id = {shard.id: shard for shard in inventory.shards}
+    gaps = [
+        Part(shard_id, start, stop)
+        for shard_id, target in inventory.targets.items()
+        for start, stop in _gaps(done.get(shard_id, ()), target)
+    ]
+    density = {id_: shard.bytes / max(1, shard.images) for id_, shard in by_id.items()}
+    flat = share_out(gaps, density, ranks * max(1, workers), batch_size)
+    per_rank = max(1, workers)
+    shares = [flat[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]
+    needed = {gap.shard for gap in gaps}
+    return Plan(
+        {id_: by_id[id_] for id_ in needed}, {id_: inventory.targets[id_] for id_ in needed}, shares, _local(shares)
+    )
+
+
+def _gaps(done: Iterable[tuple[int, int]], target: int) -> Iterator[tuple[int, int]]:
+    position = 0
+    for start, stop in sorted(done):
+        if position < min(start, target):
+            yield position, min(start, target)
+        position = max(position, stop)
+    if position < target:
+        yield position, target
+
+
+def share_out(
+    gaps: Sequence[Part], density: Mapping[int, float], consumers: int, batch_size: int
+) -> list[list[Part]]:
+    """Cut the gaps into `consumers` contiguous runs of about equal bytes (`density`: bytes per image of a shard)."""
+    total = sum((gap.stop - gap.start) * (density[gap.shard] + 1) for gap in gaps)
+    shares: list[list[Part]] = [[] for _ in range(consumers)]
+    before = 0.0
+    for gap in gaps:
+        for start in range(gap.start, gap.stop, batch_size):
+            batch = Part(gap.shard, start, min(start + batch_size, gap.stop))
+            weight = (batch.stop - batch.start) * (density[gap.shard] + 1)
+            consumer = int((before + weight / 2) / total * consumers)
+            _append(shares[min(consumer, consumers - 1)], batch)
+            before += weight
+    return shares
+
+
+def _append(parts: list[Part], batch: Part) -> None:
+    """Extend the last part by the batch where it goes on and stays small enough to be committed in one piece."""
+    if parts:
+        last = parts[-1]
+        if (last.shard, last.stop) == (batch.shard, batch.start) and batch.stop - last.start <= ROWS_PER_PART:
+            parts[-1] = Part(last.shard, last.start, batch.stop)
+            return
+    parts.append(batch)
+
+
+def _local(shares: Sequence[Sequence[Sequence[Part]]]) -> frozenset[int]:
+    owners: dict[int, set[int]] = {}
+    for rank, workers in enumerate(shares):
+        for part in (part for worker in workers for part in worker):
+            owners.setdefault(part.shard, set()).add(rank)
+    return frozenset(shard for shard, ranks in owners.items() if len(ranks) == 1)

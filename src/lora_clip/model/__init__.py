@@ -1,0 +1,1 @@
+"""Pixels to embeddings: base CLIP + LoRA adapter, loaded, checked and merged."""

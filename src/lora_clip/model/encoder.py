@@ -1,0 +1,157 @@
+"""Base CLIP + LoRA as one plain network: loaded in float32, checked against the unmerged model, merged, then cast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lora_clip.errors import AdapterError, ConfigError, ModelError
+from lora_clip.model.adapter import AdapterSummary, attach, merge
+from lora_clip.model.checkpoint import Checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MERGE_COSINE = 0.9999
+PROBE_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What turns a uint8 pixel into the model's input: (x * scale - mean) / std, one mean and std a channel."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision tower with its projection, on uint8 pixels: the normalisation lies in the patch embedding's weights.
+
+    `width` is D, `image_size` is H = W in pixels.
+    """
+
+    def __init__(self, vision: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.vision = vision
+        self.width = int(vision.visual_projection.out_features)
+        self.image_size = int(vision.config.image_size)
+        embeddings = vision.vision_model.embeddings
+        embeddings.patch_embedding = fold(embeddings.patch_embedding, normalisation)
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm."""
+        dtype = self.vision.visual_projection.weight.dtype
+        return functional.normalize(self.vision(pixel_values=pixels_BCHW.to(dtype)).image_embeds.float(), dim=-1)
+
+
+def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> nn.Conv2d:
+    """A patch embedding of raw pixel values that equals the given one of normalised pixels.
+
+    conv((x * scale - mean) / std) = conv'(x) with weight' = weight * scale / std and bias' = bias - sum(weight * mean / std).
+    uint8 values are exact in bfloat16, and a pass over the whole batch is saved.
+    """
+    assert isinstance(patch_embedding, nn.Conv2d)
+    weight_DCHW = patch_embedding.weight.detach()
+    mean_C = weight_DCHW.new_tensor(normalisation.mean)
+    std_C = weight_DCHW.new_tensor(normalisation.std)
+    bias = patch_embedding.bias.detach() if patch_embedding.bias is not None else weight_DCHW.new_zeros(len(weight_DCHW))
+    folded = nn.Conv2d(3, len(weight_DCHW), patch_embedding.kernel_size, patch_embedding.stride, bias=True)
+    folded.weight = nn.Parameter(weight_DCHW * (normalisation.scale / std_C)[:, None, None], requires_grad=False)
+    shift_D = (weight_DCHW.double() * (mean_C / std_C).double()[:, None, None]).sum(dim=(1, 2, 3))
+    folded.bias = nn.Parameter((bias.double() - shift_D).to(bias.dtype), requires_grad=False)
+    return folded
+
+
+def load_encoder(
+    checkpoint: Checkpoint, normalisation: Normalisation, dtype: torch.dtype, device: torch.device
+) -> tuple[ImageEncoder, AdapterSummary | None]:
+    """The merged encoder on its device, in `dtype`, ready for inference.
+
+    Raises ModelError or AdapterError; never returns the base model in place of the adapted one.
+    """
+    vision = load_vision(checkpoint.base_folder).to(device)
+    if checkpoint.adapter_folder is None:
+        return _finish(ImageEncoder(vision, normalisation), dtype), None
+    adapter = str(checkpoint.adapter_folder)
+    pixels_BCHW = _probe(vision.config.image_size, device)
+    inputs_BCHW = _normalise(pixels_BCHW, normalisation)
+    with torch.inference_mode():
+        base_BD = vision(pixel_values=inputs_BCHW).image_embeds
+        model, summary = attach(vision, checkpoint.adapter_folder)
+        unmerged_BD = vision(pixel_values=inputs_BCHW).image_embeds
+    _check_changed(base_BD, unmerged_BD, adapter, summary)
+    merge(model, adapter)
+    encoder = ImageEncoder(vision, normalisation)
+    with torch.inference_mode():
+        _check_merge(unmerged_BD, encoder(pixels_BCHW), adapter)
+    return _finish(encoder, dtype), summary
+
+
+def load_vision(folder: Path) -> nn.Module:
+    """The vision tower with projection of a CLIP checkpoint, in float32. Raises ModelError where weights are missing."""
+    from transformers import CLIPVisionModelWithProjection
+
+    from lora_clip.quiet import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            vision, info = CLIPVisionModelWithProjection.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise ModelError(f"base {folder} cannot be loaded as a CLIP model: {type(error).__name__}: {error}") from error
+    if info["missing_keys"] or info.get("mismatched_keys"):
+        lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+        raise ModelError(f"base {folder} lacks {len(lacking)} weights of a CLIP vision model, such as {lacking[0]}")
+    return vision.eval().requires_grad_(False)
+
+
+def _check_changed(base_BD: torch.Tensor, adapted_BD: torch.Tensor, adapter: str, summary: AdapterSummary) -> None:
+    if torch.equal(base_BD, adapted_BD):
+        raise AdapterError(
+            f"adapter {adapter} changes nothing: with its {summary.layers} layers the embeddings are the base model's, "
+            "bit for bit (was it saved before training?). model.adapter=null embeds with the base model on purpose"
+        )
+
+
+def _check_merge(unmerged_BD: torch.Tensor, merged_BD: torch.Tensor, adapter: str) -> None:
+    cosine = float(functional.cosine_similarity(unmerged_BD, merged_BD).min())
+    if not cosine >= MERGE_COSINE:
+        raise AdapterError(
+            f"adapter {adapter}: the merged model disagrees with the unmerged one (cosine {cosine:.6f}, "
+            f"at least {MERGE_COSINE} is expected)"
+        )
+
+
+def _probe(image_size: int, device: torch.device) -> torch.Tensor:
+    """Fixed random pixels (B, C, H, W) uint8 on which the merged model is compared."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (PROBE_IMAGES, 3, image_size, image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+
+
+def _normalise(pixels_BCHW: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    values_BCHW = pixels_BCHW.float() * normalisation.scale
+    mean_C11, std_C11 = (
+        values_BCHW.new_tensor(per_channel)[:, None, None] for per_channel in (normalisation.mean, normalisation.std)
+    )
+    return (values_BCHW - mean_C11) / std_C11
+
+
+def _finish(encoder: ImageEncoder, dtype: torch.dtype) -> ImageEncoder:
+    return encoder.to(dtype).eval().requires_grad_(False)
+
+
+def resolve_dtype(name: str, device_type: str) -> torch.dtype:
+    """The dtype that `model.dtype` names; `auto` is bfloat16 on a GPU that computes in it, else float32.
+
+    Raises ConfigError for another name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device_type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"model.dtype={name}: auto, {', '.join(DTYPES)} are known")
+    return DTYPES[name]

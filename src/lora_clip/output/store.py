@@ -1,0 +1,272 @@
+"""The contract on disk: `img_emb/`, `metadata/` and `rejects/`, one file a shard, as clip-retrieval's readers expect.
+
+A file appears under its final name whole or not at all: it is written to `parts/`, flushed, and renamed. `parts/` also
+holds the pieces of shards that are not complete yet, so the final folders hold nothing that a reader must not see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lora_clip.batch import ImageRow, Part, Reject
+from lora_clip.errors import StorageError
+from lora_clip.output.ledger import Ledger, Piece, by_shard, covers
+
+METADATA_SCHEMA = pa.schema(
+    [
+        ("image_path", pa.string()),
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        ("position", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("metadata", pa.string()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("position", pa.int64()),
+        ("key", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+SUFFIXES = {"img_emb": "npy", "metadata": "parquet", "rejects": "parquet"}
+ROWS_PER_GROUP = 8192
+
+
+class Store:
+    """An output directory: writes pieces, assembles shards, and knows what is committed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.parts = root / "parts"
+        self.ledger = Ledger(root / "ranks")
+
+    def path(self, kind: str, shard: int) -> Path:
+        """Where a finished shard's file of a kind (img_emb, metadata, rejects) stands."""
+        return self.root / kind / f"{kind}_{shard:06d}.{SUFFIXES[kind]}"
+
+    def part_path(self, kind: str, part: Part) -> Path:
+        """Where a piece's file of a kind stands until its shard is assembled."""
+        return self.parts / f"{kind}_{part.shard:06d}_{part.start:09d}-{part.stop:09d}.{SUFFIXES[kind]}"
+
+    def locate(self, kind: str, piece: Piece) -> Path:
+        """Where a committed piece's file of a kind is; a final piece may have been taken back into `parts/`."""
+        part = self.part_path(kind, part_of(piece))
+        return part if part.exists() or not piece.final else self.path(kind, piece.shard)
+
+    def write(
+        self, rank: int, part: Part, final: bool, embeddings_ND: np.ndarray, rows: Sequence[ImageRow],
+        rejects: Sequence[Reject], seconds: float = 0.0,
+    ) -> Piece:  # fmt: skip
+        """Commit a piece: `embeddings_ND` little-endian floats, a row of metadata each, and its rejects.
+
+        Raises StorageError where the file system refuses; nothing partial remains under a final name.
+        """
+        assert len(embeddings_ND) == len(rows)
+        checksums = {}
+        for kind, count in (("rejects", len(rejects)), ("metadata", len(rows)), ("img_emb", len(rows))):
+            if count:
+                target = self.path(kind, part.shard) if final else self.part_path(kind, part)
+                writers: dict[str, Callable[[BinaryIO], None]] = {
+                    "rejects": lambda file: write_table([reject_table(rejects)], REJECTS_SCHEMA, file),
+                    "metadata": lambda file: write_table([row_table(rows)], METADATA_SCHEMA, file),
+                    "img_emb": lambda file: write_npy([embeddings_ND], embeddings_ND.shape, embeddings_ND.dtype, file),
+                }
+                checksums[kind] = self._commit_file(target, writers[kind])
+        piece = Piece(*part, len(rows), len(rejects), checksums, final, round(seconds, 3), _now())
+        return self._commit_line(rank, piece)
+
+    def assemble(self, rank: int, shard: int, pieces: Sequence[Piece]) -> Piece:
+        """Commit a finished shard from its pieces, which cover it from position 0 in order, and drop them."""
+        if len(pieces) == 1 and pieces[0].final:
+            return pieces[0]
+        rows, rejects = sum(piece.rows for piece in pieces), sum(piece.rejects for piece in pieces)
+        checksums = {}
+        for kind, count in (("rejects", rejects), ("metadata", rows), ("img_emb", rows)):
+            if count:
+                files = [self.locate(kind, piece) for piece in pieces if kind in piece.checksums]
+                checksums[kind] = self._commit_file(self.path(kind, shard), _joiner(kind, files, rows))
+        whole = Piece(shard, 0, pieces[-1].stop, rows, rejects, checksums, True, 0.0, _now())
+        whole = self._commit_line(rank, replace(whole, seconds=round(sum(piece.seconds for piece in pieces), 3)))
+        self._drop(pieces)
+        return whole
+
+    def _drop(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            for kind in piece.checksums:
+                self.part_path(kind, part_of(piece)).unlink(missing_ok=True)
+
+    def _commit_file(self, target: Path, write: Callable[[BinaryIO], None]) -> str:
+        """Write a file under a temporary name, make it durable, rename it; its SHA-256."""
+        temporary = self.parts / f"{target.name}.{os.getpid()}.tmp"
+        try:
+            for folder in (self.parts, target.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb+") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            temporary.replace(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise storage_error(target, error) from error
+        return checksum
+
+    def _commit_line(self, rank: int, piece: Piece) -> Piece:
+        try:
+            self.ledger.append(rank, piece)
+        except OSError as error:
+            raise storage_error(self.ledger.folder, error) from error
+        return piece
+
+    def pieces(self) -> dict[int, list[Piece]]:
+        """What is committed of each shard, and still there: pieces whose files are gone do not count."""
+        return by_shard(piece for piece in self.ledger.pieces() if self._present(piece))
+
+    def _present(self, piece: Piece) -> bool:
+        return all(self.locate(kind, piece).exists() for kind in piece.checksums)
+
+    def recover(self, targets: dict[int, int]) -> dict[int, list[Piece]]:
+        """Bring an interrupted output into order, and return what is committed of each shard.
+
+        Files that no line of the ledger accounts for are deleted. A final shard of which more is wanted than it holds
+        (a `data.limit` was raised) becomes a piece again. Only for the one process that holds the output's lock.
+        """
+        pieces = self.pieces()
+        for shard, found in pieces.items():
+            if found[0].final and not covers(found[:1], targets.get(shard, 0)):
+                self._reopen(found[0])
+        self._delete_orphans(piece for found in pieces.values() for piece in found)
+        return pieces
+
+    def _reopen(self, piece: Piece) -> None:
+        for kind in piece.checksums:
+            final, part = self.path(kind, piece.shard), self.part_path(kind, part_of(piece))
+            if not part.exists():
+                self.parts.mkdir(exist_ok=True)
+                final.replace(part)
+
+    def _delete_orphans(self, pieces: Iterable[Piece]) -> None:
+        claimed = {self.locate(kind, piece) for piece in pieces for kind in piece.checksums}
+        for folder in (*SUFFIXES, "parts"):
+            for path in (self.root / folder).glob("*_*.*"):
+                if path not in claimed:
+                    path.unlink()
+
+    def clear(self) -> None:
+        """Delete everything this program wrote into the directory, and nothing else."""
+        for folder in (*SUFFIXES, "parts", "ranks"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+        for name in ("manifest.json", "report.html", "inputs.jsonl", "fingerprint.json"):
+            (self.root / name).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove `parts/` once nothing is in it."""
+        if self.parts.is_dir() and not any(self.parts.iterdir()):
+            self.parts.rmdir()
+
+
+def part_of(piece: Piece) -> Part:
+    """The run of positions of a committed piece."""
+    return Part(piece.shard, piece.start, piece.stop)
+
+
+def row_table(rows: Sequence[ImageRow]) -> pa.Table:
+    """Metadata rows as a table of METADATA_SCHEMA."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], METADATA_SCHEMA)
+
+
+def reject_table(rejects: Sequence[Reject]) -> pa.Table:
+    """Rejects as a table of REJECTS_SCHEMA."""
+    return pa.Table.from_pylist([asdict(reject) for reject in rejects], REJECTS_SCHEMA)
+
+
+def write_npy(arrays: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, file: BinaryIO) -> None:
+    """An .npy file (format 1.0, C order) of arrays laid one after the other."""
+    header = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for array in arrays:
+        file.write(np.ascontiguousarray(array).data)
+
+
+def write_table(tables: Iterable[pa.Table], schema: pa.Schema, file: BinaryIO) -> None:
+    """A Parquet file of the tables' rows, in row groups of one size, so that its bytes depend on the rows alone."""
+    with pq.ParquetWriter(file, schema) as writer:
+        for table in _regroup(tables):
+            writer.write_table(table.combine_chunks(), row_group_size=ROWS_PER_GROUP)
+
+
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(len(one) for one in waiting) >= ROWS_PER_GROUP:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, ROWS_PER_GROUP)
+            waiting = [joined.slice(ROWS_PER_GROUP)]
+    if sum(len(one) for one in waiting):
+        yield pa.concat_tables(waiting)
+
+
+def _joiner(kind: str, files: Sequence[Path], rows: int) -> Callable[[BinaryIO], None]:
+    if kind == "img_emb":
+        arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in files]
+        shape, dtype = (rows, arrays[0].shape[1]), arrays[0].dtype
+        return lambda file: write_npy(arrays, shape, dtype, file)
+    schema = METADATA_SCHEMA if kind == "metadata" else REJECTS_SCHEMA
+    return lambda file: write_table((pq.read_table(path, schema=schema) for path in files), schema, file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file whole or not at all. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What a user is told when the file system refuses."""
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}. What is committed is safe: "
+        "make room and type the same command again"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,167 @@
+"""The BasePredictionWriter: gathers a part's embeddings as batches come, and commits them, off the device's way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lora_clip.batch import EmbeddedBatch, ImageRow, Part, Reject
+from lora_clip.errors import TooManyRejectsError
+from lora_clip.output.ledger import Piece, by_shard, covers
+from lora_clip.output.lock import OutputLock
+from lora_clip.output.store import Store
+
+WAITING_BATCHES = 8
+NORM_TOLERANCE = 1e-2
+
+
+@dataclass
+class _OpenPart:
+    """A part some of whose batches have come."""
+
+    started: float = field(default_factory=time.perf_counter)
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    rows: list[ImageRow] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+
+class PartCommitter:
+    """Turns the batches of a rank into committed pieces, and into finished shards where the rank has all of one.
+
+    `targets` counts the wanted positions of each shard; `local` names the shards that this rank finishes alone.
+    `allowed_rejects` is how many rejects the whole run may have.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, targets: Mapping[int, int], local: frozenset[int], allowed_rejects: float
+    ) -> None:
+        self.store, self.rank, self.targets, self.local = store, rank, targets, local
+        self.allowed_rejects = allowed_rejects
+        self.rejected = 0
+        self._open: dict[Part, _OpenPart] = {}
+        self._pieces = {shard: list(found) for shard, found in store.pieces().items() if shard in local}
+
+    def add(self, batch: EmbeddedBatch) -> None:
+        """Take a batch whose embeddings are on the CPU; its part's last batch commits the part."""
+        part = self._open.setdefault(batch.part, _OpenPart())
+        embeddings_ND, rows, failed = _sound_rows(batch)
+        part.embeddings.append(embeddings_ND)
+        part.rows += rows
+        part.rejects += [*batch.rejects, *failed]
+        self._count(len(batch.rejects) + len(failed))
+        if batch.last:
+            self._commit(batch.part, self._open.pop(batch.part))
+
+    def _count(self, rejects: int) -> None:
+        self.rejected += rejects
+        if self.rejected > self.allowed_rejects:
+            raise TooManyRejectsError(
+                f"{self.rejected} images rejected, more than max_reject_fraction allows for this run: see rejects/ in "
+                f"{self.store.root} for the reasons; max_reject_fraction=1 lets the run go on whatever comes"
+            )
+
+    def _commit(self, part: Part, gathered: _OpenPart) -> None:
+        whole = part.start == 0 and part.stop == self.targets[part.shard]
+        seconds = time.perf_counter() - gathered.started
+        rejects = sorted(gathered.rejects, key=lambda reject: reject.position)
+        embeddings_ND = np.concatenate(gathered.embeddings)
+        piece = self.store.write(self.rank, part, whole, embeddings_ND, gathered.rows, rejects, seconds)
+        if part.shard in self.local and not whole:
+            self._finish(part.shard, piece)
+
+    def _finish(self, shard: int, piece: Piece) -> None:
+        pieces = by_shard([*self._pieces.get(shard, []), piece])[shard]
+        self._pieces[shard] = pieces
+        if covers(pieces, self.targets[shard]):
+            self.store.assemble(self.rank, shard, self._pieces.pop(shard))
+
+
+def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], list[Reject]]:
+    """The batch's rows without padding; a row that is not finite or not of unit norm becomes a reject."""
+    embeddings_ND = batch.embeddings_BD[: len(batch.rows)].numpy()
+    norms_N = np.linalg.norm(embeddings_ND.astype(np.float32), axis=1)
+    sound_N = np.abs(norms_N - 1) < NORM_TOLERANCE
+    if sound_N.all():
+        return embeddings_ND, batch.rows, []
+    failed = [
+        Reject(row.shard, row.position, row.key, "encode", f"the embedding's norm is {norm}")
+        for row, norm, sound in zip(batch.rows, norms_N, sound_N, strict=True)
+        if not sound
+    ]
+    return embeddings_ND[sound_N], [row for row, sound in zip(batch.rows, sound_N, strict=True) if sound], failed
+
+
+class EmbeddingWriter(BasePredictionWriter):
+    """Saves the embeddings of its rank, by the contract of `Store`, on a thread of its own.
+
+    `max_reject_fraction` is the share of the run's images that may be rejected before the run is ended.
+    """
+
+    def __init__(self, output_dir: Path, max_reject_fraction: float) -> None:
+        super().__init__(write_interval="batch")
+        self.output_dir, self.max_reject_fraction = output_dir, max_reject_fraction
+        self._queue: queue.Queue[tuple[EmbeddedBatch, torch.cuda.Event | None] | None] = queue.Queue(WAITING_BATCHES)
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._lock: OutputLock | None = None
+        self.busy_seconds = 0.0
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Share the directory's lock and start the writing thread."""
+        plan = trainer.datamodule.plan  # type: ignore[attr-defined]
+        self._lock = OutputLock(self.output_dir)
+        self._lock.share()
+        committer = PartCommitter(
+            Store(self.output_dir), trainer.global_rank, plan.targets, plan.local, self.max_reject_fraction * plan.images
+        )
+        self._thread = threading.Thread(target=self._write, args=(committer,), name="writer", daemon=True)
+        self._thread.start()
+
+    def write_on_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: EmbeddedBatch, *_: Any
+    ) -> None:
+        """Hand a batch to the thread; the copy from the device is only begun here, and waited for there."""
+        self._raise_error()
+        on_host, event = prediction.embeddings_BD, None
+        if prediction.embeddings_BD.is_cuda:
+            on_host = torch.empty_like(prediction.embeddings_BD, device="cpu", pin_memory=True)
+            on_host.copy_(prediction.embeddings_BD, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        batch = EmbeddedBatch(on_host, prediction.rows, prediction.rejects, prediction.part, prediction.last)
+        self._queue.put((batch, event))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait until everything is committed; what failed on the thread is raised here."""
+        assert self._thread is not None
+        self._queue.put(None)
+        self._thread.join()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, committer: PartCommitter) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # keep emptying the queue, so that the main thread is never stuck in put
+            try:
+                batch, event = item
+                if event is not None:
+                    event.synchronize()
+                started = time.perf_counter()
+                committer.add(batch)
+                self.busy_seconds += time.perf_counter() - started
+            except BaseException as error:  # carried to the main thread, which ends the run
+                self._error = error

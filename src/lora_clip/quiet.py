@@ -1,0 +1,41 @@
+"""Silence for messages that a user cannot act on; what a user can act on is an error of ours, or a line of the plan."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+IRRELEVANT = (
+    ".*does not have many workers.*",
+    ".*predict returned None.*",
+    ".*Couldn't infer the batch indices.*",
+    ".*GPU available but not used.*",
+    ".*is_pinned.*",
+    ".*'pin_memory' argument is set as true but no accelerator.*",
+)
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's own announcements and hints off the screen, in this process."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in IRRELEVANT:
+        warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the screen: we check what was loaded ourselves."""
+    from transformers.utils import logging as messages
+
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
+        if bars:
+            messages.enable_progress_bar()
