@@ -9,9 +9,10 @@ from lora_clip import cli
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def predict(config: DictConfig) -> None:
     """Run the job that the configuration describes."""
-    from lora_clip.job import run
+    with cli.guard():
+        from lora_clip.job import run
 
-    run(config)
+        run(config)
 
 
 if __name__ == "__main__":

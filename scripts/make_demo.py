@@ -1,7 +1,7 @@
 """Make the embedded default of `python predict.py`: pictures, a small CLIP model and a LoRA adapter, no network needed.
 
     python scripts/make_demo.py                          # writes src/lora_clip/demo, the same bytes every time
-    python scripts/make_demo.py --output /tmp/demo --count 80 --seed 1
+    python scripts/make_demo.py --output other-demo --count 80 --seed 1
 
 The pictures are drawn by `demo_pictures.py`. The model is a real `transformers.CLIPModel`, the adapter a real PEFT one.
 Their weights are random: enough to run every path of the job, and scaled so that different pictures get different
@@ -154,7 +154,7 @@ def learn_merges(texts: list[str], limit: int) -> list[tuple[str, str]]:
 
 def make_tokenizer(captions: list[str], limit: int = 600) -> CLIPTokenizer:
     """A CLIP tokenizer that knows the captions' words whole and spells all others."""
-    merges = learn_merges([*captions, *PROMPTS], limit)
+    merges: list[Any] = learn_merges([*captions, *PROMPTS], limit)  # CLIPTokenizer takes pairs, its hint says strings
     alphabet = byte_alphabet()
     joined = dict.fromkeys("".join(pair) for pair in merges)
     vocabulary = [*alphabet, *(char + "</w>" for char in alphabet), *joined, START, END]
@@ -264,7 +264,7 @@ def write_base(folder: Path, captions: list[str], seed: int) -> None:
 
 # --- Adapter -----------------------------------------------------------------------------------------------------
 
-LORA_STRENGTH = 0.05  # standard deviation of the LoRA B matrices: cosine between base and adapted of about 0.85
+LORA_STRENGTH = 0.1  # standard deviation of the LoRA B matrices: cosine between base and adapted of about 0.85
 
 
 def write_adapter(folder: Path, base: Path, seed: int) -> None:
@@ -352,6 +352,8 @@ def make_demo(folder: Path, count: int, seed: int) -> None:
     write_shards(folder / "shards", pictures)
     write_base(folder / "base", [picture.caption for picture in pictures], seed)
     write_adapter(folder / "adapter", folder / "base", seed + 1)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
     (folder / "README.md").write_text(README.format(shards=SHARDS, count=count), encoding="utf-8")
 
 

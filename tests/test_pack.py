@@ -11,15 +11,17 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import psutil
 import pytest
-import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from lora_clip.data import pack as packing
 from lora_clip.data.names import image_name
@@ -50,11 +52,11 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def slow_images(tmp_path: Path) -> Path:
-    """240 links to one image of 3 MB: enough for a run to be hit in its middle."""
+    """120 links to one image of 3 MB: enough for a run to be hit in its middle."""
     root = tmp_path / "slow"
     save_image(tmp_path / "large.bmp", 0, side=1000)
     root.mkdir()
-    for i in range(240):
+    for i in range(120):
         (root / f"{i:03d}.bmp").symlink_to(tmp_path / "large.bmp")
     return root
 
@@ -64,12 +66,17 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def wait_for_shard(shards: Path, number: int, process: subprocess.Popen[str]) -> None:
+def finish(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=30)
+    return output.decode(), errors.decode()  # carriage returns as they are: text mode would make them lines
+
+
+def wait_for_shard(shards: Path, number: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 30
     while not (shards / f"{number:06d}.tar").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -78,6 +85,10 @@ def wait_for_shard(shards: Path, number: int, process: subprocess.Popen[str]) ->
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def stored(shards: Path) -> list[tuple[str, bytes]]:
@@ -90,6 +101,13 @@ def stored_in(path: Path) -> Iterator[tuple[str, bytes]]:
             file = tar.extractfile(info)
             assert file is not None
             yield info.name, file.read()
+
+
+def webdataset_samples(shards: Path) -> Iterator[dict[str, Any]]:
+    """What webdataset makes of the tars; its own opening of files leaves them open, which is an error here."""
+    for path in sorted(shards.glob("*.tar")):
+        with path.open("rb") as stream:
+            yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
 
 
 def names(shards: Path) -> list[str]:
@@ -108,7 +126,7 @@ def test_every_file_is_stored_untouched_and_sorted_with_the_image_before_its_ext
     assert len(found) == len(expected) and dict(found) == expected
     pictures = [name for name, _ in found if image_name(name)]
     assert pictures == sorted(pictures)
-    for before, name in zip(names(tmp_path / "shards"), names(tmp_path / "shards")[1:], strict=False):
+    for before, name in pairwise(names(tmp_path / "shards")):
         assert image_name(name) or before.rpartition(".")[0] == name.rpartition(".")[0]
 
 
@@ -122,8 +140,7 @@ def test_headers_hold_nothing_of_the_machine(images: Path, tmp_path: Path) -> No
 
 def test_webdataset_reads_the_shards_back(images: Path, tmp_path: Path) -> None:
     pack(images, tmp_path / "shards", shards=3)
-    tars = sorted(str(path) for path in (tmp_path / "shards").glob("*.tar"))
-    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+    samples = list(webdataset_samples(tmp_path / "shards"))
     assert len(samples) == 23
     for sample in samples:
         number = int(sample["__key__"].rpartition("/")[2])
@@ -181,7 +198,7 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     result = run(tmp_path / "images", tmp_path / "shards")
     assert result.returncode == 0, result.stderr
     assert [os.fsencode(name) for name in names(tmp_path / "shards")] == [b"\xff\xfe/\xe9t\xe9.jpg"]
-    (sample,) = webdataset.WebDataset(str(tmp_path / "shards" / "000000.tar"), shardshuffle=False)
+    (sample,) = webdataset_samples(tmp_path / "shards")
     assert os.fsencode(sample["__key__"]) == b"\xff\xfe/\xe9t\xe9"
 
 
@@ -216,10 +233,10 @@ def test_a_split_covers_everything_once_in_order_and_in_balance(sizes: list[int]
     count = data.draw(st.integers(1, len(sizes)))
     cuts = split(sizes, count)
     assert len(cuts) == count + 1 and cuts[0] == 0 and cuts[-1] == len(sizes)
-    runs = [sizes[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    runs = [sizes[a:b] for a, b in pairwise(cuts)]
     assert all(runs)
     for shard in runs:
-        assert sum(shard) <= sum(sizes) / count + max(sizes) or len(shard) == 1 or len(sizes) < 2 * count
+        assert sum(shard) <= sum(sizes) / count + max(sizes) or len(shard) == 1
 
 
 @pytest.mark.parametrize(
@@ -293,8 +310,8 @@ def test_a_shard_of_the_wrong_size_is_written_again_and_that_is_said(images: Pat
 
 @pytest.fixture
 def reference(slow_images: Path, tmp_path: Path) -> dict[str, int]:
-    """Checksums of an undisturbed run (hash() of bytes: half a gigabyte is not kept in memory twice)."""
-    pack(slow_images, tmp_path / "reference", shards=60)
+    """Checksums of an undisturbed run (hash() of bytes: hundreds of megabytes is not kept in memory twice)."""
+    pack(slow_images, tmp_path / "reference", shards=40)
     return checksums(tmp_path / "reference")
 
 
@@ -307,21 +324,20 @@ def test_after_kill_9_only_what_is_missing_is_written_and_the_end_is_the_same(
     slow_images: Path, tmp_path: Path, reference: dict[str, int], whole_group: bool
 ) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 60, "--workers", 2)
+    process = start(slow_images, shards, "--shards", 40, "--workers", 2)
     wait_for_shard(shards, 3, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    process.communicate()
+    finish(process)
     assert not psutil.wait_procs(workers, timeout=5)[1], "workers outlive their parent"
-    (shards / "000059.tar.1.partial").write_bytes(b"as a worker leaves it that is killed with its parent")
+    (shards / "000039.tar.1.partial").write_bytes(b"as a worker leaves it that is killed with its parent")
     finished = {path.name: path.stat().st_ino for path in shards.glob("*.tar")}
-    assert 0 < len(finished) < 60
-    assert finished.items() <= {name: (shards / name).stat().st_ino for name in finished}.items()
+    assert 0 < len(finished) < 40
     for path in shards.glob("*.tar"):
         assert hash(path.read_bytes()) == reference[path.name], "a partial tar under its final name"
     result = run(slow_images, shards, "--workers", 2)
     assert result.returncode == 0, result.stderr
-    assert f"in {60 - len(finished)} shard" in result.stdout.splitlines()[0]
+    assert f"in {40 - len(finished)} shard" in result.stdout.splitlines()[0]
     assert {name: (shards / name).stat().st_ino for name in finished} == finished
     assert checksums(shards) == reference
 
@@ -331,28 +347,28 @@ def test_ctrl_c_leaves_whole_tars_only_and_says_one_line(
     slow_images: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 60, "--workers", 2)
+    process = start(slow_images, shards, "--shards", 40, "--workers", 2)
     wait_for_shard(shards, 1, process)
     os.killpg(process.pid, sent)
-    output, errors = process.communicate(timeout=30)
+    output, errors = finish(process)
     assert process.returncode == 130 and output == ""
     message = "interrupted: finished shards are kept; the same command goes on from there"
-    assert [line.rpartition("\r")[2] for line in errors.rstrip("\n").split("\n")] == [message], errors
+    assert errors.rstrip("\n").rpartition("\r")[2] == message and errors.count("\n") == 1, errors
     left = {path.name for path in shards.iterdir()}
     assert "index.json" in left and all(name == "index.json" or name.endswith(".tar") for name in left)
-    assert 1 < len(left) < 61
-    assert all(len(list(stored_in(path))) == 4 for path in shards.glob("*.tar"))
+    assert 1 < len(left) < 41
+    assert all(len(list(stored_in(path))) == 3 for path in shards.glob("*.tar"))
 
 
 def test_a_file_that_vanishes_on_the_way_is_named(slow_images: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 60, "--workers", 1)
+    process = start(slow_images, shards, "--shards", 40, "--workers", 1)
     wait_for_shard(shards, 0, process)
-    (slow_images / "239.bmp").unlink()
-    _, errors = process.communicate(timeout=30)
+    (slow_images / "119.bmp").unlink()
+    _, errors = finish(process)
     assert process.returncode == 2 and "Traceback" not in errors
-    assert f"error: '{slow_images / '239.bmp'}' vanished" in errors
-    assert not (shards / "000059.tar").exists() and not list(shards.glob("*.partial"))
+    assert f"error: '{slow_images / '119.bmp'}' vanished" in errors
+    assert not (shards / "000039.tar").exists() and not list(shards.glob("*.partial"))
 
 
 @pytest.mark.parametrize("change", [b"", b"shorter", b"longer" * 1000])
@@ -382,19 +398,19 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: s
 
     with patch.object(packing._Source, "read", change_then_read), pytest.raises(DataError, match=r"a\.bmp' changed"):
         write_shard(tmp_path, tmp_path / "000000.tar", [Member("a.bmp", size)])
-    assert os.listdir(tmp_path) == ["a.bmp"]
+    assert listed(tmp_path) == ["a.bmp"]
 
 
 def test_a_full_disk_is_one_clear_message_and_no_partial_file(slow_images: Path, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
 
-    result = run(slow_images, tmp_path / "shards", "--shards", 60, preexec_fn=limit)
+    result = run(slow_images, tmp_path / "shards", "--shards", 40, preexec_fn=limit)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"error: cannot write {tmp_path / 'shards'}/0000" in result.stderr and "File too large" in result.stderr
-    assert os.listdir(tmp_path / "shards") == ["index.json"]
+    assert listed(tmp_path / "shards") == ["index.json"]
     assert run(slow_images, tmp_path / "shards").returncode == 0
-    assert len(list((tmp_path / "shards").glob("*.tar"))) == 60
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 40
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(images: Path) -> None:
@@ -403,21 +419,21 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(images: Path) -> None:
 
 
 def test_a_killed_worker_ends_the_run_with_one_message(slow_images: Path, tmp_path: Path) -> None:
-    process = start(slow_images, tmp_path / "shards", "--shards", 60, "--workers", 2)
+    process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 2)
     wait_for_shard(tmp_path / "shards", 1, process)
     worker = next(p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline()))
     worker.kill()
-    _, errors = process.communicate(timeout=30)
+    _, errors = finish(process)
     assert process.returncode == 2 and "error: a worker process was killed" in errors and "Traceback" not in errors
     assert not list((tmp_path / "shards").glob("*.partial"))
 
 
 def test_two_runs_into_one_folder_are_refused(slow_images: Path, tmp_path: Path) -> None:
-    process = start(slow_images, tmp_path / "shards", "--shards", 60, "--workers", 1)
+    process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 1)
     wait_for_shard(tmp_path / "shards", 0, process)
     with pytest.raises(DataError, match="another run is packing"):
         pack(slow_images, tmp_path / "shards")
-    _, errors = process.communicate(timeout=30)
+    _, errors = finish(process)
     assert process.returncode == 0, errors
 
 
@@ -489,7 +505,7 @@ def test_a_folder_with_other_tars_or_another_index_is_refused(images: Path, tmp_
         (tmp_path / "shards" / "index.json").write_text(content)
         with pytest.raises(DataError, match="was not written by this command"):
             pack(images, tmp_path / "shards")
-    assert os.listdir(tmp_path / "shards") == ["index.json"]
+    assert listed(tmp_path / "shards") == ["index.json"]
 
 
 def test_numbers_that_cannot_be_are_config_errors(images: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 from lora_clip.errors import ConfigError, LoraClipError, StorageError
 
 USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
+DEMO = Path(__file__).parent / "demo"
 DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -31,15 +33,22 @@ def main(predict: Callable[[], Any]) -> NoReturn:
     signal.signal(signal.SIGTERM, on_sigterm)
     _die_with_launcher()
     _register()
-    try:
+    with guard():
         if not _is_child():
             check_arguments(sys.argv[1:])
         predict()
-        status = 0
+    sys.exit(0)
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own."""
+    try:
+        yield
     except BaseException as error:
         status = _report(error)
-    sys.stdout.flush()
-    sys.exit(status)
+        sys.stdout.flush()
+        sys.exit(status)
 
 
 def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
@@ -54,8 +63,7 @@ def _register() -> None:
     from lora_clip.sweep import FreshProcessLauncher
 
     Plugins.instance().register(FreshProcessLauncher)
-    demo = Path(__file__).parent / "demo"
-    OmegaConf.register_new_resolver("demo", lambda name: str(demo / name), replace=True)
+    OmegaConf.register_new_resolver("demo", lambda name: str(DEMO / name), replace=True)
 
 
 def _is_child() -> bool:

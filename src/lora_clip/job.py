@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lora_clip import launch
+from lora_clip.cli import DEMO
 from lora_clip.data.datamodule import PixelDataModule
 from lora_clip.data.pixels import PreprocessSpec, load_spec
 from lora_clip.data.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.data.sources import Shard, Source, open_source
-from lora_clip.errors import ConfigError, ModelError, OutputError, TooManyRejectsError
+from lora_clip.errors import ConfigError, OutputError
 from lora_clip.model.checkpoint import Checkpoint, file_digest, find_checkpoint, weights_digest
 from lora_clip.model.encoder import DTYPES, Normalisation, resolve_dtype
 from lora_clip.model.module import ClipEmbedder
 from lora_clip.observe import summary
 from lora_clip.observe.monitor import Monitor
 from lora_clip.observe.report import write_report
-from lora_clip.output import record
-from lora_clip.output.ledger import Piece, covers
+from lora_clip.output.ledger import covers
+from lora_clip.output.manifest import build_manifest, read_manifest, write_manifest
 from lora_clip.output.space import Space
-from lora_clip.output.store import Store, part_of
+from lora_clip.output.store import Store
 from lora_clip.output.verify import Verdict, verify
 from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.quiet import quiet_lightning
@@ -41,39 +42,165 @@ class Model:
     dtype: torch.dtype
     output_dtype: str
 
-    @property
-    def normalisation(self) -> Normalisation:
-        """What is left of preprocessing for the device."""
-        return Normalisation(self.spec.scale, self.spec.mean, self.spec.std)
+
+@dataclass(frozen=True)
+class Job:
+    """What rank 0 knows of the job; `wanted` counts the positions that each shard of the output should hold at its end."""
+
+    model: Model
+    inventory: Inventory
+    plan: Plan
+    wanted: Mapping[int, int]
+    fingerprint: Mapping[str, Any]
+    settings: summary.Settings
 
 
 def run(config: DictConfig) -> None:
-    """Embed what is missing: plan -> predict -> verify -> report.
+    """Embed what is missing: plan, predict, verify, report.
 
-    Raises a LoraClipError for everything that the user can mend.
+    Raises a LoraClipError for everything that a user can mend.
     """
     started = time.time()
     quiet_lightning()
-    check(config)
     root = Path(config.output_dir).expanduser()
-    monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
-    trainer = launch.build_trainer(OmegaConf.to_container(config.trainer), [monitor, writer])  # type: ignore[arg-type]
+    monitor, writer = Monitor(root), EmbeddingWriter(root, _fraction(config.max_reject_fraction))
+    trainer = launch.build_trainer(OmegaConf.to_container(config.trainer, resolve=True), [monitor, writer])
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
     workers = launch.resolve_workers(config.data.num_workers, trainer.num_devices)
-    data = PixelDataModule(source, model.spec, config.data.batch_size, workers, None)
-    embedder = ClipEmbedder(
-        model.checkpoint, model.normalisation, model.dtype, DTYPES[model.output_dtype], config.model.compile
-    )
+    data = PixelDataModule(source, model.spec, config.data.batch_size, workers)
+    embedder = build_embedder(model, config.model.compile)
     if launch.rank_of(trainer) > 0:
-        trainer.predict(embedder, datamodule=data, return_predictions=False)
-        trainer.strategy.barrier()
+        launch.predict(trainer, embedder, data)
         return
     with Space(root, resume=config.resume) as space:
         job = plan(config, space, source, model, launch.ranks_of(trainer), workers)
-        data.assign(job.plan)
         if job.plan.images or launch.torchrun_shape():
-            embedder.announce = lambda adapter: print(summary.opening(job, adapter), flush=True)
-            trainer.predict(embedder, datamodule=data, return_predictions=False)
-            trainer.strategy.barrier()
-        finish(job, space, monitor, started)
+            data.plan = job.plan
+            monitor.opening = lambda adapter: summary.opening(job.settings, job.inventory, job.plan, adapter)
+            launch.predict(trainer, embedder, data)
+        finish(job, space, monitor, embedder, started)
+
+
+def find_model(config: DictConfig, device: torch.device) -> Model:
+    """Where the configured model lies and how it is to be run, without loading it.
+
+    Raises ConfigError, ModelError or AdapterError.
+    """
+    base, adapter = config.model.base, config.model.adapter
+    if base is not None and adapter is not None and Path(adapter) == DEMO / "adapter":
+        raise ConfigError(
+            f"model.base={base} is given, but model.adapter is still the embedded demo's: "
+            "type model.adapter=… or, for the base model alone, model.adapter=null"
+        )
+    if config.output.dtype not in ("float16", "float32"):
+        raise ConfigError(f"output.dtype={config.output.dtype}: float16 or float32")
+    dtype = resolve_dtype(config.model.dtype, device.type)
+    checkpoint = find_checkpoint(base, adapter)
+    return Model(checkpoint, load_spec(checkpoint.base_folder), dtype, config.output.dtype)
+
+
+def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
+    """The LightningModule of the job."""
+    spec = model.spec
+    normalisation = Normalisation(spec.scale, spec.mean, spec.std)
+    return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, DTYPES[model.output_dtype], compile_model)
+
+
+def fingerprint_of(model: Model, image_key: Any) -> dict[str, Any]:
+    """What one output directory holds one of: base, adapter, preprocessing, dtypes, and which members are images."""
+    checkpoint = model.checkpoint
+    adapter = None
+    if checkpoint.adapter_folder is not None:
+        adapter = {
+            "weights": file_digest(checkpoint.adapter_folder / "adapter_model.safetensors"),
+            "config": file_digest(checkpoint.adapter_folder / "adapter_config.json"),
+        }
+    return {
+        "base": {
+            "weights": weights_digest(checkpoint.base_folder),
+            "config": file_digest(checkpoint.base_folder / "config.json"),
+        },
+        "adapter": adapter,
+        "preprocessing": OmegaConf.to_container(OmegaConf.create(model.spec.to_json())),
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+        "output_dtype": model.output_dtype,
+        "image_key": OmegaConf.to_container(image_key) if OmegaConf.is_list(image_key) else image_key,
+    }
+
+
+def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: int, workers: int) -> Job:
+    """What is to be done, from the input, what is committed already, and how many hands there are.
+
+    Only after everything was found in order is the output directory touched.
+    """
+    fingerprint = fingerprint_of(model, config.data.image_key)
+    space.check(fingerprint)
+    records = space.known_inputs()
+    known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
+    inventory = take_inventory(source, known, config.data.limit)
+    _check_unchanged(space.store, known, inventory.shards)
+    wanted = {line["id"]: line["wanted"] for line in records}
+    wanted |= {id_: max(wanted.get(id_, 0), target) for id_, target in inventory.targets.items()}
+    shards = {shard.id: shard for shard in (*known, *inventory.shards)}
+    space.begin(fingerprint, ({**shard.to_json(), "wanted": wanted[id_]} for id_, shard in sorted(shards.items())))
+    pieces = space.store.recover(wanted)
+    done = {shard: [(piece.start, piece.stop) for piece in found] for shard, found in pieces.items()}
+    missing = make_plan(inventory, done, ranks=ranks, workers=workers, batch_size=config.data.batch_size)
+    settings = summary.Settings(
+        model.checkpoint, space.root, ranks, workers, config.data.batch_size, model.dtype, model.output_dtype
+    )
+    return Job(model, inventory, missing, wanted, fingerprint, settings)
+
+
+def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
+    """Raises OutputError where a shard that is embedded, wholly or in part, is not the shard that it was."""
+    before = {shard.id: shard for shard in known}
+    pieces = store.pieces()
+    changed = [shard for shard in now if shard.id in pieces and before[shard.id].digest != shard.digest]
+    if changed:
+        first = changed[0]
+        raise OutputError(
+            f"{first.path} is not what it was when it was embedded ({before[first.id].images} images then, {first.images} "
+            f"now{f'; {len(changed) - 1} more changed' if len(changed) > 1 else ''}): give another output_dir, or "
+            "resume=false to embed everything anew"
+        )
+
+
+def assemble(store: Store, targets: Mapping[int, int]) -> None:
+    """Finish the shards whose pieces lie with several ranks."""
+    for shard, pieces in store.pieces().items():
+        if targets.get(shard) and covers(pieces, targets[shard]) and not (len(pieces) == 1 and pieces[0].final):
+            store.assemble(0, shard, pieces)
+    store.tidy()
+
+
+def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, started: float) -> None:
+    """Assemble, verify, write the manifest and the report, and tell the user."""
+    assemble(space.store, job.wanted)
+    verdict = verify(space.root, job.wanted)
+    if verdict.problems:
+        raise OutputError(_unsound(space.root, verdict))
+    if job.plan.images or read_manifest(space.root) is None:
+        run_record = summary.run_record(job.settings, monitor.finish(), started)
+        manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, embedder.adapter_summary)
+        write_manifest(space.root, manifest)
+        write_report(space.root)
+    print(summary.closing(space.root, job.plan, verdict), flush=True)
+
+
+def _unsound(root: Path, verdict: Verdict) -> str:
+    listed = "\n".join(f"  {problem}" for problem in verdict.problems[:10])
+    more = f"\n  … and {len(verdict.problems) - 10} more" if len(verdict.problems) > 10 else ""
+    return (
+        f"{root} is not complete and sound:\n{listed}{more}\nType the same command again for what is missing; "
+        "for files that changed, delete them first"
+    )
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"max_reject_fraction={value}: give a number from 0 to 1")
+    return value
+
+

@@ -67,6 +67,17 @@ def torchrun_shape() -> dict[str, Any]:
     return {"devices": devices, "num_nodes": int(os.environ["WORLD_SIZE"]) // devices}
 
 
+def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Predict on this rank, then wait for the others. An error here ends the ranks that Lightning launched as well."""
+    try:
+        trainer.predict(model, datamodule=data, return_predictions=False)
+        trainer.strategy.barrier()
+    except BaseException:
+        if trainer.strategy.launcher is not None and hasattr(trainer.strategy.launcher, "kill"):
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        raise
+
+
 def rank_of(trainer: pl.Trainer) -> int:
     """This process's global rank; known before the process group is up."""
     return trainer.node_rank * trainer.num_devices + trainer.local_rank

@@ -13,6 +13,7 @@ IRRELEVANT = (
     ".*Couldn't infer the batch indices.*",
     ".*GPU available but not used.*",
     ".*is_pinned.*",
+    ".*treespec, LeafSpec.*",
     ".*'pin_memory' argument is set as true but no accelerator.*",
 )
 

@@ -120,28 +120,20 @@ class PixelDataModule(LightningDataModule):
     `batch_size` is per device, `num_workers` per rank.
     """
 
-    def __init__(
-        self, source: Source, spec: PreprocessSpec, batch_size: int, num_workers: int, plan: Plan | None
-    ) -> None:
+    def __init__(self, source: Source, spec: PreprocessSpec, batch_size: int, num_workers: int) -> None:
         super().__init__()
         self.source, self.spec = source, spec
         self.batch_size, self.num_workers = batch_size, num_workers
-        self._plan = plan
-
-    @property
-    def plan(self) -> Plan:
-        """What the run does; known on rank 0 from the start, elsewhere after `setup`."""
-        assert self._plan is not None, "the plan is known after setup"
-        return self._plan
+        self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
         """Receive the plan: one truth, read once from the file system, for all ranks."""
         assert self.trainer is not None
-        self._plan = self.trainer.strategy.broadcast(self._plan)
+        self.plan = self.trainer.strategy.broadcast(self.plan)
 
     def predict_dataloader(self) -> DataLoader[PixelBatch]:
         """The batches of this rank, as soon as any worker has one."""
-        assert self.trainer is not None
+        assert self.trainer is not None and self.plan is not None
         shares = self.plan.shares[self.trainer.global_rank]
         dataset = PixelDataset(self.source, self.spec, self.batch_size, self.plan.shards, shares)
         busy = sum(1 for share in shares if share)

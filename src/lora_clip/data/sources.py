@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lora_clip.batch import Part, RawSample
@@ -38,7 +38,7 @@ class Shard:
 
     def to_json(self) -> dict[str, Any]:
         """The shard as plain JSON values."""
-        return asdict(self)
+        return vars(self) | {"extensions": dict(self.extensions), "left_out": dict(self.left_out)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Shard:

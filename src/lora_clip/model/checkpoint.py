@@ -41,7 +41,9 @@ def find_checkpoint(base: str | None, adapter: str | None) -> Checkpoint:
     named = base or trained_on
     if not named:
         raise AdapterError(f"adapter {adapter} does not say which base it was trained on: give model.base=…")
-    base_folder = _base_folder(named) if base else _base_folder(_beside(adapter_folder, named))
+    if not base:
+        named = _beside(adapter_folder, named)
+    base_folder = _base_folder(named)
     note = _compare_bases(base, base_folder, trained_on, adapter_folder) if base and trained_on else None
     return Checkpoint(named, base_folder, adapter, adapter_folder, note)
 

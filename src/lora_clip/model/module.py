@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 
 from lora_clip.batch import EmbeddedBatch, PixelBatch
+from lora_clip.errors import ModelError
 from lora_clip.model.adapter import AdapterSummary
 from lora_clip.model.checkpoint import Checkpoint
 from lora_clip.model.encoder import ImageEncoder, Normalisation, load_encoder
@@ -21,12 +22,13 @@ class ClipEmbedder(pl.LightningModule):
         self,
         checkpoint: Checkpoint,
         normalisation: Normalisation,
+        image_size: tuple[int, int],
         dtype: torch.dtype,
         output_dtype: torch.dtype,
         compile_model: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpoint, self.normalisation = checkpoint, normalisation
+        self.checkpoint, self.normalisation, self.image_size = checkpoint, normalisation, image_size
         self.model_dtype, self.output_dtype, self.compile_model = dtype, output_dtype, compile_model
         self.encoder: ImageEncoder | None = None
         self.adapter_summary: AdapterSummary | None = None
@@ -39,6 +41,11 @@ class ClipEmbedder(pl.LightningModule):
         self.encoder, self.adapter_summary = load_encoder(
             self.checkpoint, self.normalisation, self.model_dtype, device
         )
+        if self.image_size != (self.encoder.image_size,) * 2:
+            raise ModelError(
+                f"base {self.checkpoint.base}: its preprocessor makes images of {self.image_size} pixels, "
+                f"its vision tower takes {self.encoder.image_size}"
+            )
         if self.compile_model:
             self.encoder.compile(dynamic=False)
 

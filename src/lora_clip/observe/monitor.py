@@ -11,6 +11,7 @@ import resource
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from lora_clip.batch import EmbeddedBatch, PixelBatch
+from lora_clip.model.adapter import AdapterSummary
 
 ROW = struct.Struct("<6d")
 INTERVAL = 0.5
@@ -73,13 +75,16 @@ class Monitor(Callback):
     def __init__(self, output_dir: Path) -> None:
         self.progress = Progress(output_dir)
         self.counters = Counters()
+        self.opening: Callable[[AdapterSummary | None], str] | None = None
         self._started = self._idle_since = self._written = 0.0
         self._bar: tqdm[Any] | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, and the bar."""
+        """Say what will be done, start the clock and the bar."""
         self._started = self._idle_since = time.perf_counter()
         if trainer.is_global_zero:
+            if self.opening is not None:
+                print(self.opening(pl_module.adapter_summary), flush=True)  # type: ignore[arg-type]
             self._bar = progress_bar(trainer.datamodule.plan.images)  # type: ignore[attr-defined]
 
     def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:

@@ -1,0 +1,81 @@
+"""report.html: what a person looks at first. Self-contained, and everything that comes from the data is escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lora_clip.output.manifest import read_manifest
+from lora_clip.output.store import write_text
+
+STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
+.figures li { list-style: none; border: 1px solid #8884; border-radius: .5rem; padding: .75rem 1rem; }
+.figures b { display: block; font-size: 1.6rem; }
+table { border-collapse: collapse; } th, td { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top; }
+.bar { background: #4a7fd4; height: .8rem; border-radius: .2rem; min-width: 2px; } code { overflow-wrap: anywhere; }
+"""
+
+
+def write_report(root: Path) -> None:
+    """Write the page for the latest run into the output directory."""
+    from lora_clip.observe.summary import reasons
+
+    manifest = read_manifest(root)
+    assert manifest is not None, "the report follows the manifest"
+    write_text(root / "report.html", page(root.name, manifest, reasons(root).most_common()))
+
+
+def page(name: str, manifest: dict[str, Any], rejects: Iterable[tuple[str, int]]) -> str:
+    """The page as HTML."""
+    from lora_clip.observe.summary import describe_model
+
+    sections = [
+        f"<h1>{html.escape(name)}</h1><p>{html.escape(describe_model(manifest))}</p>",
+        _figures(manifest),
+        _ranks(manifest["run"]["images_by_rank"]),
+        _table("Rejected, by reason", ((reason, f"{count:,}") for reason, count in rejects)),
+        _table("Run", manifest["run"].items()),
+        _table("Fingerprint", _flatten(manifest["fingerprint"])),
+        _table("Versions", manifest["versions"].items()),
+    ]
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{html.escape(name)}</title>"
+    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+
+
+def _figures(manifest: dict[str, Any]) -> str:
+    run = manifest["run"]
+    figures = [
+        (f"{manifest['rows']:,}", f"embeddings of width {manifest['width']}"),
+        (f"{manifest['rejects']:,}", "images rejected"),
+        (f"{manifest['shards']:,}", "shards"),
+        (f"{run['images_per_second'] or 0:,.0f}", "images/s in the latest run"),
+        (f"{(run['waiting_share'] or 0):.0%}", "of the time waiting for data"),
+    ]
+    return f"<ul class=figures>{''.join(f'<li><b>{value}</b>{label}</li>' for value, label in figures)}</ul>"
+
+
+def _ranks(images_by_rank: list[int]) -> str:
+    most = max(images_by_rank, default=0) or 1
+    rows = "".join(
+        f"<tr><td>rank {rank}<td>{images:,}<td style='width:60%'><div class=bar style='width:{100 * images / most:.0f}%'></div>"
+        for rank, images in enumerate(images_by_rank)
+    )
+    return f"<h2>Images by rank</h2><table style='width:100%'>{rows}</table>" if images_by_rank else ""
+
+
+def _table(title: str, rows: Iterable[tuple[Any, Any]]) -> str:
+    body = "".join(f"<tr><td>{html.escape(str(key))}<td><code>{html.escape(str(value))}</code>" for key, value in rows)
+    return f"<h2>{title}</h2><table>{body}</table>" if body else ""
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flatten(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item

@@ -1,0 +1,51 @@
+"""manifest.json: what an output holds and how it came to be; written last, so its presence says that a run ended well."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lora_clip import __version__
+from lora_clip.output.store import write_text
+from lora_clip.output.verify import Verdict
+
+PACKAGES = ("torch", "lightning", "transformers", "peft", "webdataset", "simplejpeg", "pillow", "numpy", "pyarrow")
+
+
+def build_manifest(
+    fingerprint: Mapping[str, Any], checkpoint: Any, verdict: Verdict, run: Mapping[str, Any], adapter: Any
+) -> dict[str, Any]:
+    """The manifest as plain JSON values; `run` describes the latest run, the counts are of the whole output."""
+    return {
+        "format": "lora_clip 1",
+        "model": {"base": checkpoint.base, "adapter": checkpoint.adapter, "lora": asdict(adapter) if is_dataclass(adapter) else None},  # type: ignore[arg-type]
+        "fingerprint": fingerprint,
+        "images": verdict.images,
+        "rows": verdict.rows,
+        "rejects": verdict.rejects,
+        "shards": verdict.shards,
+        "width": verdict.width,
+        "dtype": verdict.dtype,
+        "run": run,
+        "versions": {
+            "lora_clip": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+    }
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest."""
+    write_text(root / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(root: Path) -> dict[str, Any] | None:
+    """The manifest, or None for an output that no run has finished."""
+    path = root / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else None
