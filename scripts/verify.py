@@ -1,4 +1,4 @@
-"""Prove an output complete and sound: `python scripts/verify.py OUTPUT`; exit status 0 if it is, 1 if not, 2 if there is none.
+"""Prove an output complete and sound: `python scripts/verify.py OUTPUT`; exit status 0 sound, 1 not, 2 no output.
 
 Counts are compared with the input itself where it can still be read, and with what was recorded of it where not.
 """
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lora_clip.errors import LoraClipError
+from lora_clip.observe.summary import counts
 from lora_clip.recheck import recheck
 
 
@@ -23,8 +24,7 @@ def main() -> int:
     print(*notes, sep="\n", end="\n" if notes else "")
     for problem in verdict.problems:
         print(f"problem: {problem}")
-    counts = f"{verdict.images:,} images = {verdict.rows:,} embeddings + {verdict.rejects:,} rejects in {verdict.shards:,} shards"
-    print(f"{'sound' if verdict.sound else 'NOT SOUND'}: {counts}")
+    print(f"{'sound' if verdict.sound else 'NOT SOUND'}: {counts(verdict)}")
     return 0 if verdict.sound else 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -61,14 +60,19 @@ def slow_images(tmp_path: Path) -> Path:
     return root
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    # A test run in the background ignores Ctrl-C, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[str, str]:
@@ -402,10 +406,9 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: s
 
 
 def test_a_full_disk_is_one_clear_message_and_no_partial_file(slow_images: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
-
-    result = run(slow_images, tmp_path / "shards", "--shards", 40, preexec_fn=limit)
+    command = [sys.executable, SCRIPT, slow_images, tmp_path / "shards", "--shards", "40"]
+    limited = ["sh", "-c", 'ulimit -f 8000 && exec "$@"', "sh", *map(str, command)]
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"error: cannot write {tmp_path / 'shards'}/0000" in result.stderr and "File too large" in result.stderr
     assert listed(tmp_path / "shards") == ["index.json"]

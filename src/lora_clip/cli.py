@@ -6,7 +6,9 @@ Exit status: 0 done; 1 an error of ours; 2 something to correct; 12 out of memor
 from __future__ import annotations
 
 import ctypes
+import difflib
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -16,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from lora_clip.errors import ConfigError, LoraClipError, StorageError
+from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError
 
 USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
 DEMO = Path(__file__).parent / "demo"
@@ -32,7 +34,7 @@ def main(predict: Callable[[], Any]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours
     signal.signal(signal.SIGTERM, on_sigterm)
     _die_with_launcher()
-    _register()
+    _register_resolver()
     with guard():
         if not _is_child():
             check_arguments(sys.argv[1:])
@@ -56,13 +58,9 @@ def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _register() -> None:
-    from hydra.core.plugins import Plugins
+def _register_resolver() -> None:
     from omegaconf import OmegaConf
 
-    from lora_clip.sweep import FreshProcessLauncher
-
-    Plugins.instance().register(FreshProcessLauncher)
     OmegaConf.register_new_resolver("demo", lambda name: str(DEMO / name), replace=True)
 
 
@@ -71,7 +69,7 @@ def _is_child() -> bool:
 
 
 def _die_with_launcher() -> None:
-    """A rank whose launcher was killed must not go on writing; on other systems than Linux it ends at the next barrier."""
+    """A rank whose launcher was killed must not go on writing; elsewhere than on Linux it ends at the next barrier."""
     if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
         ctypes.CDLL(None).prctl(DEATH_SIGNAL_OPTION, signal.SIGKILL)
 
@@ -100,14 +98,14 @@ def _report(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, LoraClipError):
-        return _say(f"error: {error}", USER_ERROR, everywhere=isinstance(error, StorageError))
+        return _say(f"error: {_own_words(error)}", USER_ERROR, everywhere=isinstance(error, StorageError | DataError))
     if (message := configuration_message(error)) is not None:
         return _say(f"error: {message}", USER_ERROR)
     if is_out_of_memory(error):
-        return _say(f"error: out of memory: {_first_line(error)}. Try a smaller data.batch_size", OUT_OF_MEMORY, True)
-    if "DataLoader worker" in str(error):
+        return _say(f"error: out of memory: {_own_words(error)}. Try a smaller data.batch_size", OUT_OF_MEMORY, True)
+    if "DataLoader worker" in str(error) and "Original Traceback" not in str(error):
         advice = "it may have run out of memory or been killed; fewer data.num_workers need less"
-        return _say(f"error: {_first_line(error)} ({advice}). The same command goes on from there", USER_ERROR, True)
+        return _say(f"error: {_own_words(error)} ({advice}). The same command goes on from there", USER_ERROR, True)
     sys.excepthook(type(error), error, error.__traceback__)
     return 1
 
@@ -128,8 +126,12 @@ def _say(message: str, status: int, everywhere: bool = False) -> int:
     return status
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def _own_words(error: BaseException) -> str:
+    """An error's message; of one that a data worker raised, which comes with a traceback in its text, the last line."""
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]).rstrip(".")
+    return text if isinstance(error, LoraClipError) else text.splitlines()[0].rstrip(".")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -161,9 +163,6 @@ def configuration_message(error: BaseException) -> str | None:
 def _unknown_key(text: str) -> str | None:
     if "not in struct" not in text and "Could not override" not in text:
         return None
-    import difflib
-    import re
-
     found = re.search(r"Could not override '([^']+)'", text)
     if found is None:
         return None

@@ -45,7 +45,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """What rank 0 knows of the job; `wanted` counts the positions that each shard of the output should hold at its end."""
+    """What rank 0 knows of the job; `wanted` counts the positions of each shard that the output should hold at its end."""
 
     model: Model
     inventory: Inventory
@@ -64,7 +64,7 @@ def run(config: DictConfig) -> None:
     quiet_lightning()
     root = Path(config.output_dir).expanduser()
     monitor, writer = Monitor(root), EmbeddingWriter(root, _fraction(config.max_reject_fraction))
-    trainer = launch.build_trainer(OmegaConf.to_container(config.trainer, resolve=True), [monitor, writer])
+    trainer = launch.build_trainer(config.trainer, [monitor, writer])
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
     workers = launch.resolve_workers(config.data.num_workers, trainer.num_devices)
@@ -102,9 +102,9 @@ def find_model(config: DictConfig, device: torch.device) -> Model:
 
 def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
     """The LightningModule of the job."""
-    spec = model.spec
+    spec, output_dtype = model.spec, DTYPES[model.output_dtype]
     normalisation = Normalisation(spec.scale, spec.mean, spec.std)
-    return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, DTYPES[model.output_dtype], compile_model)
+    return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, output_dtype, compile_model)
 
 
 def fingerprint_of(model: Model, image_key: Any) -> dict[str, Any]:
@@ -159,11 +159,10 @@ def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard])
     pieces = store.pieces()
     changed = [shard for shard in now if shard.id in pieces and before[shard.id].digest != shard.digest]
     if changed:
-        first = changed[0]
+        first, more = changed[0], f"; {len(changed) - 1} more changed" if len(changed) > 1 else ""
         raise OutputError(
-            f"{first.path} is not what it was when it was embedded ({before[first.id].images} images then, {first.images} "
-            f"now{f'; {len(changed) - 1} more changed' if len(changed) > 1 else ''}): give another output_dir, or "
-            "resume=false to embed everything anew"
+            f"{first.path} is not what it was when it was embedded ({before[first.id].images} images then, "
+            f"{first.images} now{more}): give another output_dir, or resume=false to embed everything anew"
         )
 
 
@@ -202,5 +201,3 @@ def _fraction(value: float) -> float:
     if not 0 <= value <= 1:
         raise ConfigError(f"max_reject_fraction={value}: give a number from 0 to 1")
     return value
-
-

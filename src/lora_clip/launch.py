@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.cli import on_sigterm
 from lora_clip.errors import ConfigError
@@ -30,12 +31,12 @@ class Interruption(Callback):
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def build_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback]) -> pl.Trainer:
+def build_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> pl.Trainer:
     """A Trainer for prediction from the `trainer` group; under torchrun, devices and nodes are those it started.
 
     Raises ConfigError where Lightning refuses the arguments.
     """
-    arguments = {**config, **torchrun_shape()}
+    arguments = {**plain(config), **torchrun_shape()}
     distributed = arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", "auto") or _many_gpus(arguments)
     if arguments["strategy"] == "auto" and distributed:
         arguments["strategy"] = DDPStrategy(timeout=PATIENCE)
@@ -52,6 +53,11 @@ def build_trainer(config: Mapping[str, Any], callbacks: Sequence[Callback]) -> p
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"the trainer refuses its arguments: {str(error).splitlines()[0]}") from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A group of the configuration as a dictionary of plain values."""
+    return {str(key): value for key, value in OmegaConf.to_container(config, resolve=True).items()}  # type: ignore[union-attr]
 
 
 def _many_gpus(arguments: Mapping[str, Any]) -> bool:
@@ -79,7 +85,7 @@ def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDa
 
 
 def rank_of(trainer: pl.Trainer) -> int:
-    """This process's global rank; known before the process group is up."""
+    """The global rank of this process; known before the process group is up."""
     return trainer.node_rank * trainer.num_devices + trainer.local_rank
 
 

@@ -49,4 +49,5 @@ def _change(shard: Shard, image_key: Any) -> str | None:
         gone = sum(not Path(shard.path, name).exists() for name in shard.files)
         return f"has lost {gone} of {shard.images} files" if gone else None
     now = scan(shard.id, shard.path, parse_image_key(image_key))
-    return None if now.digest == shard.digest else f"has {now.images} images now, or others; {shard.images} were embedded"
+    same = now.digest == shard.digest
+    return None if same else f"has {now.images} images now, or others; {shard.images} were embedded"

@@ -11,13 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
-from lora_clip.errors import ConfigError, LoraClipError
-
 OUT_OF_MEMORY_STATUS = (12, -9)
 """The job's own exit status for it, and the kernel's way of saying it."""
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
@@ -25,7 +18,7 @@ RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR"
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep and what came of it: rate in images per second, share of time waiting, peak memory in bytes."""
+    """A point of a sweep and what came of it: rate in images/s, share of time waiting for data, peak memory in bytes."""
 
     name: str
     batch_size: int
@@ -35,36 +28,15 @@ class Point:
     peak_bytes: int | None = None
 
 
-class FreshProcessLauncher(Launcher):
-    """Runs the points of a sweep one after the other, each as `python predict.py` of its own."""
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember the configuration and how to load that of a point."""
-        self.config, self.loader = config, hydra_context.config_loader
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all points, print the table; raises LoraClipError if a point failed otherwise than for lack of memory."""
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise ConfigError("a sweep starts its own processes: type python predict.py -m trainer.devices=N … instead")
-        configs = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
-        names = name_points(job_overrides)
-        points = [
-            self._run(list(overrides), name, config)
-            for overrides, name, config in zip(job_overrides, names, configs, strict=True)
-        ]
-        finish(Path(self.config.output_dir), points)
-        if failed := [point.name for point in points if point.state not in ("done", "out of memory")]:
-            raise LoraClipError(f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}")
-        return [_returned(overrides) for overrides in job_overrides]
-
-    def _run(self, overrides: list[str], name: str, config: DictConfig) -> Point:
-        folder = Path(config.output_dir) / name
-        kept = [override for override in overrides if not override.startswith("output_dir=")]
-        print(f"\n{name}", flush=True)
-        command = [sys.executable, sys.argv[0], *kept, f'output_dir="{folder}"']
-        environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
-        status = subprocess.run(command, env=environment, check=False).returncode
-        return read_point(folder, name, int(config.data.batch_size), status)
+def run_point(overrides: Sequence[str], name: str, output_dir: Path, batch_size: int) -> Point:
+    """Run one point as `python predict.py` of its own, with `output_dir`/`name` as its folder."""
+    folder = output_dir / name
+    kept = [override for override in overrides if not override.startswith("output_dir=")]
+    print(f"\n{name}", flush=True)
+    command = [sys.executable, sys.argv[0], *kept, f'output_dir="{folder}"']
+    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    status = subprocess.run(command, env=environment, check=False).returncode
+    return read_point(folder, name, batch_size, status)
 
 
 def name_points(job_overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -88,10 +60,14 @@ def read_point(folder: Path, name: str, batch_size: int, status: int) -> Point:
 
 
 def finish(folder: Path, points: Sequence[Point]) -> None:
-    """Print the table and keep it as sweep.json."""
+    """Print the table and keep it as sweep.json; a sweep that embedded nothing leaves nothing behind."""
     print("\n" + table(points), flush=True)
-    if folder.is_dir():
+    if any(point.state == "done" for point in points):
         (folder / "sweep.json").write_text(json.dumps([asdict(point) for point in points], indent=2) + "\n")
+        return
+    (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def table(points: Sequence[Point]) -> str:
@@ -99,7 +75,8 @@ def table(points: Sequence[Point]) -> str:
     header = ("point", "batch size", "images/s", "waiting for data", "peak memory", "state")
     rows = [header, *(_row(point) for point in points)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _row(point: Point) -> tuple[str, ...]:
@@ -115,9 +92,3 @@ def _row(point: Point) -> tuple[str, ...]:
 
 def _or_dash(value: Any, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _returned(overrides: Sequence[str]) -> JobReturn:
-    returned = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    returned.return_value = None
-    return returned

@@ -44,7 +44,8 @@ def page(name: str, manifest: dict[str, Any], rejects: Iterable[tuple[str, int]]
         _table("Versions", manifest["versions"].items()),
     ]
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{html.escape(name)}</title>"
-    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    body = "".join(sections)
+    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
 def _figures(manifest: dict[str, Any]) -> str:
@@ -62,7 +63,8 @@ def _figures(manifest: dict[str, Any]) -> str:
 def _ranks(images_by_rank: list[int]) -> str:
     most = max(images_by_rank, default=0) or 1
     rows = "".join(
-        f"<tr><td>rank {rank}<td>{images:,}<td style='width:60%'><div class=bar style='width:{100 * images / most:.0f}%'></div>"
+        f"<tr><td>rank {rank}<td>{images:,}"
+        f"<td style='width:60%'><div class=bar style='width:{100 * images / most:.0f}%'></div>"
         for rank, images in enumerate(images_by_rank)
     )
     return f"<h2>Images by rank</h2><table style='width:100%'>{rows}</table>" if images_by_rank else ""

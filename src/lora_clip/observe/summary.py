@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ class Settings:
 def opening(settings: Settings, inventory: Inventory, plan: Plan, adapter: AdapterSummary | None) -> str:
     """What will be done, in a line; notes that a user may act on, each in its own."""
     checkpoint = settings.checkpoint
-    what = f"{plan.images:,} images" if plan.images == inventory.images else f"{plan.images:,} of {inventory.images:,} images"
-    how = f"{checkpoint.adapter} ({adapter.kind} rank {adapter.rank}, {adapter.layers} layers)" if adapter else "no adapter"
+    what = f"{plan.images:,}{f' of {inventory.images:,}' if plan.images < inventory.images else ''} images"
+    how = f"{checkpoint.adapter} ({describe_adapter(asdict(adapter))})" if adapter else "no adapter"
     line = (
         f"embedding {what} in {_plural(len(plan.targets), 'shard')} with {checkpoint.base} + {how}, "
         f"on {_plural(settings.ranks, 'rank')} x {_plural(settings.workers, 'worker')}, "
@@ -101,13 +103,23 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     elif (run := manifest.get("run")) and run["images_per_second"]:
         rate = f"{run['images_per_second']:,.0f} images/s, {run['waiting_share']:.0%} of the time waiting for data"
         lines.append(f"{run['images']:,} images in {run['wall_seconds']:,.1f} s ({rate})")
-    lines.append(f"verified: {_counts(verdict)}")
+    lines.append(f"verified: {counts(verdict)}")
     lines += [f"  {count:,} rejected: {reason}" for reason, count in reasons(root).most_common(REASONS_SHOWN)]
-    lines += [f"output:   {root}", f"look at:  {root / 'report.html'}", f"prove:    python scripts/verify.py {root}"]
+    lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
+    lines += [f"prove:    {_python()} scripts/verify.py {root}"]
     return "\n".join(lines)
 
 
-def _counts(verdict: Verdict) -> str:
+def _python() -> str:
+    """How the user calls this Python: the bare name where that is the one on the PATH."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    here = Path.cwd()
+    return str(Path(sys.executable).relative_to(here)) if Path(sys.executable).is_relative_to(here) else sys.executable
+
+
+def counts(verdict: Verdict) -> str:
+    """What an output holds, as a sum."""
     shape = f" of width {verdict.width}, {verdict.dtype}" if verdict.width else ""
     return (
         f"{verdict.images:,} images in {_plural(verdict.shards, 'shard')} = "
@@ -117,11 +129,11 @@ def _counts(verdict: Verdict) -> str:
 
 def reasons(root: Path) -> Counter[str]:
     """How many images were rejected for which reason; figures within a reason are taken together."""
-    counts: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     for path in sorted((root / "rejects").glob("*.parquet")):
-        table = pq.read_table(path, columns=["stage", "error"]).to_pydict()
-        counts.update(f"{stage}: {_general(error)}" for stage, error in zip(table["stage"], table["error"], strict=True))
-    return counts
+        rejects = pq.read_table(path, columns=["stage", "error"]).to_pylist()
+        found.update(f"{reject['stage']}: {_general(reject['error'])}" for reject in rejects)
+    return found
 
 
 def _general(error: str) -> str:
@@ -132,7 +144,10 @@ def _general(error: str) -> str:
 def describe_model(manifest: Mapping[str, Any]) -> str:
     """The model of an output, in a line."""
     model = manifest["model"]
-    lora = model["lora"]
-    return f"{model['base']} + " + (
-        f"{model['adapter']} ({lora['kind']} rank {lora['rank']}, {lora['layers']} layers)" if lora else str(model["adapter"] or "no adapter")
-    )
+    adapter = f"{model['adapter']} ({describe_adapter(model['lora'])})" if model["lora"] else "no adapter"
+    return f"{model['base']} + {adapter}"
+
+
+def describe_adapter(lora: Mapping[str, Any]) -> str:
+    """An adapter's kind, rank and reach."""
+    return f"{lora['kind']} rank {lora['rank']}, {lora['layers']} layers"
