@@ -1,32 +1,35 @@
 """Whole jobs in real processes, for the tests: start them, kill them, and look at what they left.
 
-A job is started cold (`python predict.py …` or torchrun), or in a `Nursery`, a process that has done the imports already
-and forks: a process like any other, without the seconds that the imports take.
+A job is started cold (`python predict.py …`, torchrun), or by `nursery()`, a process that has done the imports already
+and forks: processes like any other, without the seconds that the imports take.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
-import io
 import json
 import os
 import random
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-from PIL import Image
+from images import jpeg, png, write_tar
 
 PROJECT = Path(__file__).parents[1]
 PREDICT = PROJECT / "predict.py"
@@ -34,29 +37,53 @@ PATIENCE = 120.0
 """Seconds after which a job hangs."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NURSERY = """
-import json, os, runpy, sys
+import json, os, runpy, signal, sys
 import torch, lightning.pytorch, transformers, peft, hydra, webdataset, pyarrow.parquet, simplejpeg
 import lora_clip.job
+
+def predict(order):
+    sys.argv = order["arguments"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+    os._exit(99)
+
+def launch(order):
+    shape = {"WORLD_SIZE": order["ranks"], "LOCAL_WORLD_SIZE": order["ranks"], "MASTER_PORT": order["port"]}
+    ranks = {}
+    for rank in range(order["ranks"]):
+        if not (pid := os.fork()):
+            more = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "tests"}
+            os.environ.update({key: str(value) for key, value in {**more, **shape}.items()})
+            predict(order)
+        ranks[pid] = rank
+    first = 0
+    while ranks:
+        pid, status = os.wait()
+        del ranks[pid]
+        if status and not first:
+            first = os.waitstatus_to_exitcode(status)
+            for pid in ranks:
+                os.kill(pid, signal.SIGTERM)
+    os._exit(first if first >= 0 else 128 - first)
+
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
     if not (pid := os.fork()):
         os.setsid()
         for stream, path in ((1, order["stdout"]), (2, order["stderr"])):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), stream)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(order["folder"])
-        sys.argv = order["arguments"]
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        os._exit(99)
+        launch(order) if order["ranks"] > 1 else predict(order)
     print(pid, flush=True)
     _, status = os.waitpid(pid, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
+"""Forks jobs; for several ranks it does what torchrun does: sets the variables, and ends all ranks when one fails."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +104,7 @@ class Outcome:
 class Job:
     """A running job, with the files that its output goes to; `pid` leads a session of its own."""
 
-    def __init__(self, pid: int, wait: Callable[[float], int], logs: tempfile.TemporaryDirectory[str]) -> None:
+    def __init__(self, pid: int, wait: Callable[[float], int], logs: Path) -> None:
         self.pid, self._wait, self._logs = pid, wait, logs
         self._started = time.monotonic()
 
@@ -92,11 +119,11 @@ class Job:
 
     @property
     def stdout(self) -> str:
-        return (Path(self._logs.name) / "stdout").read_text()
+        return (self._logs / "stdout").read_text()
 
     @property
     def stderr(self) -> str:
-        return (Path(self._logs.name) / "stderr").read_text()
+        return (self._logs / "stderr").read_text()
 
     def members(self) -> list[psutil.Process]:
         """All living processes of its session: ranks and workers, orphans too."""
@@ -108,16 +135,16 @@ class Job:
         return found
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """Its rank processes."""
+        """Its rank processes, by local rank: those that run predict.py and are not workers of another."""
         found = {}
-        for process in self.members():
+        members = {process.pid: process for process in self.members()}
+        for pid, process in members.items():
             with contextlib.suppress(psutil.Error):
-                parent, rank = process.parent(), process.environ().get("LOCAL_RANK")
-                if not is_predict(process) or (parent is not None and is_predict(parent) and rank is None):
-                    continue
-                if parent is not None and parent.environ().get("LOCAL_RANK") == rank and is_predict(parent):
-                    continue
-                found[int(rank or 0)] = process
+                rank = process.environ().get("LOCAL_RANK", "0")
+                parent = members.get(process.ppid())
+                worker = parent is not None and is_predict(parent) and parent.environ().get("LOCAL_RANK", "0") == rank
+                if is_predict(process) and not worker:
+                    found[int(rank)] = members[pid]
         return found
 
     def signal_all(self, number: int) -> None:
@@ -131,10 +158,17 @@ class Job:
         return wait_for(lambda: not self.members(), seconds)
 
 
+def free_port() -> int:
+    """A TCP port that nothing listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 def is_predict(process: psutil.Process) -> bool:
     """Whether the process runs predict.py itself, rather than a launcher that runs it."""
     line = process.cmdline()
-    return len(line) > 1 and line[1].endswith("predict.py") or (len(line) > 2 and line[2].endswith("predict.py"))
+    return any(word.endswith("predict.py") for word in line[1:3])
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.02) -> bool:
@@ -166,12 +200,11 @@ def start(
     preexec: Callable[[], None] | None = None, env: dict[str, str] | None = None,
 ) -> Job:  # fmt: skip
     """Start a job cold."""
-    logs = tempfile.TemporaryDirectory()
-    place = Path(logs.name)
-    with (place / "stdout").open("wb") as out, (place / "stderr").open("wb") as err:
+    logs = new_folder()
+    with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(
             command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            cwd=folder or place, env=environment() if env is None else env, start_new_session=True, preexec_fn=preexec,
+            cwd=folder or logs, env=environment() if env is None else env, start_new_session=True, preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)
 
@@ -194,34 +227,69 @@ class Nursery:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def start(self, *overrides: object, folder: Path | None = None) -> Job:
-        """Start a job of one rank."""
+    def start(self, *overrides: object, ranks: int = 1, folder: Path | None = None) -> Job:
+        """Start a job."""
         assert self._process.stdin is not None
-        logs = tempfile.TemporaryDirectory()
-        arguments = command(overrides, 1, "python")[1:]
-        paths = {name: str(Path(logs.name) / name) for name in ("stdout", "stderr")}
-        order = {"arguments": arguments, "folder": str(folder or logs.name), **paths}
+        logs = new_folder()
+        paths = {name: str(logs / name) for name in ("stdout", "stderr")}
+        arguments = [str(PREDICT), "trainer.accelerator=cpu", *map(str, overrides)]
+        order = {
+            "arguments": arguments,
+            "folder": str(folder or logs),
+            "ranks": ranks,
+            "port": free_port(),
+            **paths,
+        }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return Job(int(self._answer()), lambda _: int(self._answer()), logs)
+        pid, started = int(self._answer()), time.monotonic()
+        return Job(pid, lambda seconds: self._status(pid, started + seconds), logs)
 
-    def predict(self, *overrides: object, folder: Path | None = None) -> Outcome:
+    def _status(self, pid: int, end: float) -> int:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+            os.killpg(pid, signal.SIGKILL)
+        return int(self._answer())
+
+    def predict(self, *overrides: object, **options: Any) -> Outcome:
         """Run a job to its end."""
-        return self.start(*overrides, folder=folder).wait()
+        return self.start(*overrides, **options).wait()
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
 
 
-@contextlib.contextmanager
-def nursery() -> Iterator[Nursery]:
-    """A Nursery for the length of a test session."""
+@cache
+def nursery() -> Nursery:
+    """The Nursery of this test session."""
     opened = Nursery()
-    try:
-        yield opened
-    finally:
-        opened.close()
+    atexit.register(opened.close)
+    return opened
+
+
+@cache
+def session_folder() -> Path:
+    """A folder for the length of the test session."""
+    folder = Path(tempfile.mkdtemp(prefix="jobs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def new_folder() -> Path:
+    """An empty folder below it."""
+    return Path(tempfile.mkdtemp(dir=session_folder()))
+
+
+@cache
+def uninterrupted(*overrides: object) -> Path:
+    """The output of one rank that nothing disturbed, shared by the tests: to be compared with, not to be changed."""
+    folder = new_folder() / "output"
+    nursery().predict(f"output_dir={folder}", *overrides).expect(0)
+    return folder
 
 
 # --- What a job left ---------------------------------------------------------------------------------------------
@@ -255,7 +323,11 @@ def committed(folder: Path) -> list[tuple[int, int]]:
     first_hand = [
         (shard, start, stop)
         for shard, start, stop in runs
-        if not any(other[0] == shard and start <= other[1] and other[2] <= stop for other in runs if other != (shard, start, stop))
+        if not any(
+            other[0] == shard and start <= other[1] and other[2] <= stop
+            for other in runs
+            if other != (shard, start, stop)
+        )
     ]
     return sorted((shard, position) for shard, start, stop in first_hand for position in range(start, stop))
 
@@ -296,40 +368,20 @@ def check_layout(folder: Path, rows: int, rejects: int = 0) -> None:
 # --- Input -------------------------------------------------------------------------------------------------------
 
 
-def jpeg(seed: int, width: int = 40, height: int = 32) -> bytes:
-    """A small picture of its own."""
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((width, height)).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    """A tar of these files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def write_shard(path: Path, images: int, seed: int = 0) -> Path:
-    """A tar of so many small pictures."""
-    return write_tar(path, ((f"{seed:03d}{number:05d}.jpg", jpeg(1000 * seed + number)) for number in range(images)))
+def write_shard(path: Path, images: int, seed: int = 0, more: Mapping[str, bytes] | None = None) -> Path:
+    """A tar of so many small pictures, and more members after them."""
+    pictures = {f"{seed:03d}{number:05d}.jpg": jpeg(seed=1000 * seed + number) for number in range(images)}
+    return write_tar(path, pictures | dict(more or {}))
 
 
 def malformed() -> dict[str, bytes]:
     """What is called an image in the wild and is none, by name."""
-    sound = jpeg(7)
-    png = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(png, "PNG")
+    sound = jpeg(seed=7)
     return {
         "empty": b"",
         "text": b"<html>404 Not Found</html>",
         "head": sound[:20],
         "noise": random.Random(0).randbytes(2000),
-        "png": png.getvalue()[:60],
+        "png": png()[:60],
         "zeros": bytes(3000),
     }

@@ -1,15 +1,16 @@
 """Tiny real CLIP models, processors and PEFT adapters in a folder, and what they should give: helpers of the tests.
 
-    base = save_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "adapter", base, "CLIPModel", target_modules=["q_proj", "v_proj"])
-    reference(base, adapter, "CLIPModel", random_pixels(4))     # by transformers and PEFT alone, (4, D) of unit norm
+base = save_base(tmp_path / "base")
+adapter = save_adapter(tmp_path / "adapter", base, "CLIPModel", target_modules=["q_proj", "v_proj"])
+reference(base, adapter, "CLIPModel", random_pixels(4))     # by transformers and PEFT alone, (4, D) of unit norm
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,19 @@ def save_base(
 
     The text tower is as wide and as deep as the vision tower, so that only names keep the two apart.
     """
-    tower = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+    }
     vision = {**tower, "image_size": image_size, "patch_size": patch, "projection_dim": projection}
-    text = {**tower, "vocab_size": 64, "max_position_embeddings": 16, "projection_dim": projection}
+    tokens = {"vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {**tower, **tokens, "projection_dim": projection}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
     spread(model, seed)
     with quiet_transformers():
-        model.to(dtype).save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
     size = {"shortest_edge": image_size}
     CLIPImageProcessorPil(size=size, crop_size={"height": image_size, "width": image_size}).save_pretrained(folder)
     return folder
@@ -76,14 +83,24 @@ def save_adapter(
     `lora` are LoraConfig's arguments; `dtype` is that of the saved weights.
     """
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **lora})
-    model = get_peft_model(load_class(kind, base), config)
+    with quiet_peft():
+        model = get_peft_model(load_class(kind, base), config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    model.to(dtype).save_pretrained(str(folder), save_embedding_layers=False)
+    with quiet_peft():
+        model.to(dtype).save_pretrained(str(folder), save_embedding_layers=False)
     return folder
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT warns of its own use of transformers, and pytest makes errors of warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def load_class(kind: str, base: Path) -> nn.Module:
@@ -94,13 +111,13 @@ def load_class(kind: str, base: Path) -> nn.Module:
 
 def name_as_transformers_4(adapter: Path) -> Path:
     """Rename, in place, the weights of a CLIPVisionModel adapter as transformers 4 named them."""
-    edit_weights(adapter, lambda weights: {name.replace(PREFIX, f"{PREFIX}vision_model."): w for name, w in weights.items()})
+    edit_weights(
+        adapter, lambda weights: {name.replace(PREFIX, f"{PREFIX}vision_model."): w for name, w in weights.items()}
+    )
     return adapter
 
 
-def edit_weights(
-    adapter: Path, edit: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]
-) -> Path:
+def edit_weights(adapter: Path, edit: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> Path:
     """Save `edit` of an adapter's weights in their place."""
     path = adapter / "adapter_model.safetensors"
     save_file({name: weight.contiguous() for name, weight in edit(load_file(path)).items()}, path)
@@ -133,9 +150,8 @@ def reference(base: Path, adapter: Path | None, kind: str, pixels_BCHW: torch.Te
     """Embeddings (B, D) of unit norm by transformers and PEFT alone: the class trained on, unmerged, float32."""
     model = load_class(kind, base).float()
     if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = PeftModel.from_pretrained(model, str(adapter)).eval()
+        with quiet_peft():
+            PeftModel.from_pretrained(model, str(adapter)).eval()  # puts its layers into `model`
     values = processed(base, pixels_BCHW)
     with torch.inference_mode():
         return functional.normalize(_embed(model, kind, base, values), dim=-1)

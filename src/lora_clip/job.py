@@ -45,9 +45,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Job:
-    """What rank 0 knows of the job; `wanted` counts the positions of each shard that the output should hold at its end."""
+    """What rank 0 knows of the job; `wanted` counts the positions of each shard that the output is to hold at last."""
 
     model: Model
+    source: Source
     inventory: Inventory
     plan: Plan
     wanted: Mapping[int, int]
@@ -150,7 +151,7 @@ def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: 
     settings = summary.Settings(
         model.checkpoint, space.root, ranks, workers, config.data.batch_size, model.dtype, model.output_dtype
     )
-    return Job(model, inventory, missing, wanted, fingerprint, settings)
+    return Job(model, source, inventory, missing, wanted, fingerprint, settings)
 
 
 def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
@@ -184,7 +185,7 @@ def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, sta
         run_record = summary.run_record(job.settings, monitor.finish(), started)
         manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, embedder.adapter_summary)
         write_manifest(space.root, manifest)
-        write_report(space.root)
+        write_report(space.root, job.source, {shard.id: shard for shard in job.inventory.shards})
     print(summary.closing(space.root, job.plan, verdict), flush=True)
 
 

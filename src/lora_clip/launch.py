@@ -66,11 +66,19 @@ def _many_gpus(arguments: Mapping[str, Any]) -> bool:
 
 
 def torchrun_shape() -> dict[str, Any]:
-    """`devices` and `num_nodes` as torchrun started them; empty elsewhere."""
+    """`devices` and `num_nodes` as torchrun started them; empty elsewhere.
+
+    Raises ConfigError where the nodes have unequal numbers of processes, which Lightning cannot number.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return {}
-    devices = int(os.environ["LOCAL_WORLD_SIZE"])
-    return {"devices": devices, "num_nodes": int(os.environ["WORLD_SIZE"]) // devices}
+    world, devices, nodes = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    if world != devices * nodes:
+        raise ConfigError(
+            f"torchrun started {world} processes on {nodes} nodes, {devices} of them here: "
+            "give every node the same --nproc_per_node"
+        )
+    return {"devices": devices, "num_nodes": nodes}
 
 
 def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:

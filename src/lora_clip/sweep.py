@@ -18,7 +18,7 @@ RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR"
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a sweep and what came of it: rate in images/s, share of time waiting for data, peak memory in bytes."""
+    """A point of a sweep and what came of it: images/s, share of the time waiting for data, peak memory in bytes."""
 
     name: str
     batch_size: int

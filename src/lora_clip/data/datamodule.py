@@ -15,6 +15,7 @@ from lora_clip.batch import ImageRow, Part, PixelBatch, RawSample, Reject
 from lora_clip.data.pixels import ImageError, PreprocessSpec, decode, fit
 from lora_clip.data.plan import Plan
 from lora_clip.data.sources import Shard, Source
+from lora_clip.errors import DataError
 
 PREFETCHED_BATCHES = 2
 
@@ -52,7 +53,7 @@ class PixelDataset(IterableDataset[PixelBatch]):
         read = 0.0
         for _ in range(positions):
             before = time.perf_counter()
-            sample = next(samples)
+            sample = _next(samples, self.shards[part.shard])
             read += time.perf_counter() - before
             self._add(sample, batch)
         batch.seconds = {"read": read, "decode": time.perf_counter() - started - read}
@@ -71,9 +72,19 @@ class PixelDataset(IterableDataset[PixelBatch]):
         batch.rows.append(describe(sample, width=pixels_HWC.shape[1], height=pixels_HWC.shape[0]))
 
 
+def _next(samples: Iterator[RawSample], shard: Shard) -> RawSample:
+    """The next sample, which the plan says is there."""
+    try:
+        return next(samples)
+    except StopIteration:
+        raise DataError(
+            f"{shard.path} changed while it was read: {shard.images} images were counted in it, fewer are there now"
+        ) from None
+
+
 def reject(sample: RawSample, stage: str, error: str) -> Reject:
     """The record of a sample that could not be embedded."""
-    return Reject(sample.shard, sample.position, _printable(sample.key), stage, error)
+    return Reject(sample.shard, sample.position, _printable(sample.key), stage, _printable(error))
 
 
 def describe(sample: RawSample, width: int, height: int) -> ImageRow:
@@ -95,7 +106,7 @@ def describe(sample: RawSample, width: int, height: int) -> ImageRow:
 
 
 def _text(data: bytes | None) -> str | None:
-    return None if data is None else data.decode("utf-8", "replace").strip()
+    return None if data is None else data.decode("utf-8-sig", "replace").strip()
 
 
 def _fields(metadata: str | None) -> dict[str, object]:

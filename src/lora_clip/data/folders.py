@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,11 @@ from lora_clip.data.sources import Shard
 from lora_clip.errors import DataError
 
 IMAGES_PER_SHARD = 1000
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+class UnreadableError(Exception):
+    """A file that is not there, or not to be read, whoever tries again."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class FolderSource:
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
         """The shards of earlier runs as they were, then new files, sorted by path, a thousand a shard."""
-        root = str(Path(self.folder).expanduser())
+        root = str(Path(self.folder).expanduser().absolute())
         if not Path(root).is_dir():
             raise DataError(f"data.folder={self.folder}: {'not a folder' if Path(root).exists() else 'no such folder'}")
         mine = [shard for shard in known if shard.path == root]
@@ -62,28 +69,45 @@ class FolderSource:
     def read(self, shard: Shard, part: Part) -> Iterator[RawSample]:
         """The files at the part's positions, with their captions and metadata.
 
-        A file that is gone or not readable is a damaged sample; other I/O errors end the run, to be tried again.
+        A file that is gone or not readable is a damaged sample; another I/O error is a DataError: run again.
         """
         assert shard.files is not None
         for position in range(part.start, part.stop):
             name = shard.files[position]
-            image = image_name(name, self.image_keys)
-            key = image.key if image else name
+            named = image_name(name, self.image_keys)
+            key = named.key if named else name
             path = f"{shard.path}/{name}"
             try:
-                yield RawSample(shard.id, position, key, path, Path(path).read_bytes(), _extras(shard.path, key))
-            except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-                yield RawSample(shard.id, position, key, path, b"", damage=f"cannot be read: {error.strerror}")
+                image = _read_file(path)
+            except UnreadableError as error:
+                yield RawSample(shard.id, position, key, path, b"", damage=f"cannot be read: {error}")
+                continue
+            yield RawSample(shard.id, position, key, path, image, _extras(shard.path, key))
 
 
 def _extras(root: str, key: str) -> dict[str, bytes]:
     extras = {}
     for extension in sorted(EXTRA_EXTENSIONS):
         try:
-            extras[extension] = Path(f"{root}/{key}.{extension}").read_bytes()
-        except OSError:
+            extras[extension] = _read_file(f"{root}/{key}.{extension}")
+        except UnreadableError:
             continue
     return extras
+
+
+def _read_file(path: str) -> bytes:
+    """A regular file's bytes; a pipe is never opened, since that would wait for ever.
+
+    Raises UnreadableError where there is no such file, DataError for an I/O error, which another try may not meet.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise UnreadableError("not a regular file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        if error.errno in LASTING:
+            raise UnreadableError(error.strerror) from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _size(root: str, name: str) -> int:
@@ -94,7 +118,10 @@ def _size(root: str, name: str) -> int:
 
 
 def walk(root: str) -> Iterator[str]:
-    """The paths of all files below `root`, relative to it; linked folders are followed, each real folder once."""
+    """The paths of all files below `root`, relative to it; linked folders are followed, each real folder once.
+
+    Folders come in sorted order, so that a folder with two names is always found under the same one.
+    """
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -102,6 +129,7 @@ def walk(root: str) -> Iterator[str]:
             subfolders.clear()
             continue
         visited.add(real)
+        subfolders.sort()
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else f"{relative}/"
         yield from (prefix + name for name in names)

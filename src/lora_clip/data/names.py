@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 IMAGE_EXTENSIONS = frozenset(
-    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx ico tga avif heic heif jxl".split()
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"}
+    | {"jp2", "j2k", "jpx", "ico", "tga", "avif", "heic", "heif", "jxl"}
 )
 EXTRA_EXTENSIONS = frozenset({"txt", "json"})
 
 
 class ImageName(NamedTuple):
-    """An image's `key` (path less the image extension) and its WebDataset `extension` (from the first dot, lower case)."""
+    """An image's `key` (its path less the image extension) and its WebDataset `extension` (from the first dot on)."""
 
     key: str
     extension: str

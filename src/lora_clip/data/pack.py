@@ -349,7 +349,7 @@ def write_shard(
 def _open_tar(file: BinaryIO) -> tarfile.TarFile:
     pax, one_read = tarfile.PAX_FORMAT, 1 << 20
     return tarfile.TarFile(
-        fileobj=file, mode="w", format=pax, encoding="utf-8", errors="surrogateescape", copybufsize=one_read
+        fileobj=file, mode="w", format=pax, encoding="utf-8", copybufsize=one_read
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_clip.batch import Part
-from lora_clip.data.sources import Shard, Source
+from lora_clip.data.sources import Shard, Source, count_extensions
 from lora_clip.errors import ConfigError, DataError
 
 ROWS_PER_PART = 4096
@@ -42,7 +42,9 @@ def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | Non
         if limit is not None and found >= limit:
             break
     if not found:
-        raise DataError(f"{_where(source)}: no image in it ({len(shards)} shards looked at)")
+        left_out = count_extensions(shards)[1]
+        passed_over = f"; data.image_key leaves out {dict(left_out)}" if left_out else ""
+        raise DataError(f"{_where(source)}: no image in it ({len(shards)} shards looked at{passed_over})")
     return Inventory(shards, targets)
 
 
@@ -80,7 +82,7 @@ def make_plan(
     """The missing positions, shared evenly by bytes over ranks x workers, each worker's in one contiguous run.
 
     `done` holds the committed [start, stop) runs of each shard. Parts start at multiples of the batch size from where
-    a gap starts, so that the division into batches, and with it every output byte, is the same for any division of work.
+    a gap starts, so that the division into batches, and with it every output byte, is the same however work is shared.
     """
     if batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
@@ -110,21 +112,36 @@ def _gaps(done: Iterable[tuple[int, int]], target: int) -> Iterator[tuple[int, i
         yield position, target
 
 
-def share_out(
-    gaps: Sequence[Part], density: Mapping[int, float], consumers: int, batch_size: int
-) -> list[list[Part]]:
+def share_out(gaps: Sequence[Part], density: Mapping[int, float], consumers: int, batch_size: int) -> list[list[Part]]:
     """Cut the gaps into `consumers` contiguous runs of about equal bytes (`density`: bytes per image of a shard)."""
     total = sum((gap.stop - gap.start) * (density[gap.shard] + 1) for gap in gaps)
+    batches = sum(-((gap.start - gap.stop) // batch_size) for gap in gaps)
     shares: list[list[Part]] = [[] for _ in range(consumers)]
-    before = 0.0
-    for gap in gaps:
-        for start in range(gap.start, gap.stop, batch_size):
-            batch = Part(gap.shard, start, min(start + batch_size, gap.stop))
-            weight = (batch.stop - batch.start) * (density[gap.shard] + 1)
-            consumer = int((before + weight / 2) / total * consumers)
-            _append(shares[min(consumer, consumers - 1)], batch)
-            before += weight
+    before, consumer = 0.0, -1
+    for index, batch in enumerate(_batches(gaps, batch_size)):
+        weight = (batch.stop - batch.start) * (density[batch.shard] + 1)
+        fair = int((before + weight / 2) / total * consumers)
+        consumer = _within(fair, consumer, batches - index, consumers, batches >= consumers)
+        _append(shares[consumer], batch)
+        before += weight
     return shares
+
+
+def _batches(gaps: Iterable[Part], batch_size: int) -> Iterator[Part]:
+    for shard, begin, stop in gaps:
+        for start in range(begin, stop, batch_size):
+            yield Part(shard, start, min(start + batch_size, stop))
+
+
+def _within(fair: int, last: int, batches_left: int, consumers: int, enough: bool) -> int:
+    """The consumer nearest to the fair one that leaves nobody idle.
+
+    With `enough` batches none is passed over, and as many batches are left as there are consumers after it; with fewer
+    batches than consumers none gets two.
+    """
+    if enough:
+        return min(max(fair, last, consumers - batches_left), last + 1)
+    return max(min(fair, consumers - batches_left), last + 1)
 
 
 def _append(parts: list[Part], batch: Part) -> None:

@@ -25,6 +25,7 @@ from lora_clip.errors import ConfigError, DataError
 LANDMARK_SPACING = 256
 BLOCK = tarfile.BLOCKSIZE
 MAGIC, MAGIC_OFFSET = b"ustar", 257
+MOST_HEADER_BYTES, MOST_HEADER_READS = 1 << 20, 64
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 
@@ -46,7 +47,7 @@ def members(file: BinaryIO, start: int = 0) -> Iterator[Member]:
         try:
             info, following = _header_at(file, offset)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            offset += BLOCK  # the end mark, unless another archive was appended
+            offset = _after_zeros(file, offset, end)  # the end mark, unless another archive was appended
             continue
         except (tarfile.TarError, ValueError, IndexError, OverflowError) as error:
             following = _next_header(file, offset + BLOCK, end)
@@ -58,19 +59,46 @@ def members(file: BinaryIO, start: int = 0) -> Iterator[Member]:
         offset = following
 
 
+def _after_zeros(file: BinaryIO, offset: int, end: int) -> int:
+    """The offset of the first block from `offset` on that is not all zeros, or `end`."""
+    chunk_size = 2048 * BLOCK
+    for base in range(offset, end, chunk_size):
+        chunk = os.pread(file.fileno(), chunk_size, base)
+        if rest := chunk.lstrip(b"\0"):
+            return base + (len(chunk) - len(rest)) // BLOCK * BLOCK
+    return end
+
+
+class _HeaderFile:
+    """A file that serves headers of a bounded length and number, so that no tar costs all memory or the stack."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell = file.tell
+        self._read = file.read
+        self._bytes, self._reads = MOST_HEADER_BYTES, MOST_HEADER_READS
+
+    def read(self, size: int) -> bytes:
+        self._bytes -= size
+        self._reads -= 1
+        if size < 0 or self._bytes < 0 or self._reads < 0:
+            raise tarfile.ReadError("extended headers too long or too many")
+        return self._read(size)
+
+
 class _Cursor(tarfile.TarFile):
     """A TarFile that only serves `TarInfo.fromtarfile`: opening it reads nothing."""
 
-    def next(self) -> None:  # noqa: D102
+    def next(self) -> None:
         return None
 
 
 def _header_at(file: BinaryIO, offset: int) -> tuple[tarfile.TarInfo, int]:
     """The member whose header (extended ones included) starts at `offset`, and the offset of the header after it."""
     file.seek(offset)
-    cursor = _Cursor(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
+    served: Any = _HeaderFile(file)
+    cursor = _Cursor(fileobj=served, mode="r", encoding="utf-8", errors="surrogateescape")
     info = tarfile.TarInfo.fromtarfile(cursor)
-    if cursor.offset <= offset:
+    if info.size < 0 or cursor.offset < info.offset_data:
         raise tarfile.ReadError("member of negative size")
     return info, cursor.offset
 
@@ -79,12 +107,19 @@ def _as_member(info: tarfile.TarInfo, header: int, end: int) -> Member | None:
     if info.isdir():
         return None
     damage = None
-    if not info.isreg() or info.issparse():
-        kind = "hard link" if info.islnk() else "symbolic link" if info.issym() else "special file"
-        damage = f"the tar holds a {kind} in place of the file's bytes"
+    if not info.name:
+        damage = "the tar gives this file no name"
+    elif not info.isreg() or info.issparse():
+        damage = f"the tar holds a {_kind(info)} in place of the file's bytes"
     elif info.offset_data + info.size > end:
         damage = f"truncated tar: {info.size} bytes announced, {max(0, end - info.offset_data)} there"
     return Member(info.name, header, info.offset_data, info.size, damage)
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    if info.issparse():
+        return "sparse file"
+    return "hard link" if info.islnk() else "symbolic link" if info.issym() else "special file"
 
 
 def _next_header(file: BinaryIO, offset: int, end: int) -> int:
@@ -178,20 +213,29 @@ class TarSource:
                 yield scan(next(fresh_ids), path, self.image_keys)
 
     def read(self, shard: Shard, part: Part) -> Iterator[RawSample]:
-        """The images at the part's positions: their bytes, captions and metadata."""
+        """The images at the part's positions: their bytes, captions and metadata.
+
+        Raises DataError where the file cannot be read.
+        """
+        try:
+            with Path(shard.path).open("rb") as file:
+                yield from self._read_open(file, shard, part)
+        except OSError as error:
+            raise _unreadable(shard.path, error) from error
+
+    def _read_open(self, file: BinaryIO, shard: Shard, part: Part) -> Iterator[RawSample]:
         position, offset = max(
             (mark for mark in shard.landmarks if mark[0] <= part.start), default=(0, 0), key=lambda mark: mark[0]
         )
-        with Path(shard.path).open("rb") as file:
-            scattered = _index_extras(file) if shard.scattered else {}
-            for group in groups(members(file, offset), self.image_keys):
-                for member, _ in group.images:
-                    if position >= part.stop:
-                        return
-                    if position >= part.start:
-                        extras = scattered.get(group.key, group.extras)
-                        yield _sample(file, shard, position, group.key, member, extras)
-                    position += 1
+        scattered = _index_extras(file) if shard.scattered else {}
+        for group in groups(members(file, offset), self.image_keys):
+            extras = {**scattered.get(group.key, {}), **group.extras}
+            for member, _ in group.images:
+                if position >= part.stop:
+                    return
+                if position >= part.start:
+                    yield _sample(file, shard, position, group.key, member, extras)
+                position += 1
 
 
 def _sample(
@@ -229,47 +273,80 @@ def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | 
         with Path(path).open("rb") as file:
             return _scan_open(shard_id, path, file, keys, stamp)
     except OSError as error:
-        raise DataError(f"cannot read shard {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    return DataError(f"cannot read shard {path}: {error.strerror or error}")
 
 
 def _scan_open(shard_id: int, path: str, file: BinaryIO, keys: Sequence[str] | None, stamp: tuple[int, int]) -> Shard:
-    digest = hashlib.sha256()
-    taken: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    landmarks: list[tuple[int, int]] = []
-    position = size = 0
-    scattered = False
-    for group in groups(members(file), keys, lambda extension: left_out.update([extension])):
-        scattered |= not group.images
-        if group.images and position // LANDMARK_SPACING >= len(landmarks):
-            landmarks.append((position, group.header))
+    survey = _Survey()
+    for group in groups(members(file), keys, survey.leave_out):
+        survey.add(group)
+    return survey.shard(shard_id, path, stamp)
+
+
+@dataclass
+class _Survey:
+    """What a scan has found so far; `captioned` says of each key whether a caption or metadata was seen with it."""
+
+    images: int = 0
+    bytes: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    taken: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    landmarks: list[tuple[int, int]] = field(default_factory=list)
+    captioned: dict[str, bool] = field(default_factory=dict)
+    scattered: bool = False
+
+    def leave_out(self, extension: str) -> None:
+        self.left_out[extension] += 1
+
+    def add(self, group: Group) -> None:
+        again = group.key in self.captioned
+        self.captioned[group.key] = self.captioned.get(group.key, False) or bool(group.extras)
+        self.scattered |= not group.images or (again and self.captioned[group.key])
+        if group.images and self.images // LANDMARK_SPACING >= len(self.landmarks):
+            self.landmarks.append((self.images, group.header))
         for member, extension in group.images:
-            digest.update(f"{member.name}\0{member.size}\0".encode("utf-8", "surrogateescape"))
-            taken.update([extension] if member.damage is None else [])
-            position += 1
-            size += member.size
-    return Shard(
-        shard_id, path, position, size, digest.hexdigest(), stamp, taken, left_out, tuple(landmarks), scattered
-    )
+            self._add_image(member, extension)
+
+    def _add_image(self, member: Member, extension: str) -> None:
+        self.images += 1
+        self.digest.update(f"{member.name}\0{member.size}\0".encode("utf-8", "surrogateescape"))
+        if member.damage is None:
+            self.taken[extension] += 1
+            self.bytes += member.size
+
+    def shard(self, shard_id: int, path: str, stamp: tuple[int, int]) -> Shard:
+        marks = tuple(self.landmarks)
+        digest = self.digest.hexdigest()
+        counts = (self.images, self.bytes, digest, stamp, self.taken, self.left_out)
+        return Shard(shard_id, path, *counts, marks, self.scattered)
 
 
 def expand(patterns: Any) -> list[str]:
-    """The tar paths that `data.shards` names, each once: folders and globs sorted, lists and braces as given.
+    """The absolute tar paths that `data.shards` names: folders and globs sorted, lists and braces as given.
+
+    A file is named once, also where two spellings or a link lead to it: nothing is embedded twice.
 
     Raises DataError where a pattern matches nothing, ConfigError for a scheme that is not read.
     """
-    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    given = list(patterns) if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]
     if not given:
         raise ConfigError("data.shards is an empty list: name a folder of tars, a path, a glob or a brace pattern")
-    paths = [path for pattern in given for path in _expand_one(str(pattern))]
-    return list(dict.fromkeys(paths))
+    files: dict[str, str] = {}
+    for path in (path for pattern in given for path in _expand_one(str(pattern))):
+        files.setdefault(os.path.realpath(path), str(Path(path).absolute()))
+    return list(files.values())
 
 
 def _expand_one(pattern: str) -> list[str]:
     pattern = _local(pattern)
-    if Path(pattern).is_dir():
+    if _exists(pattern) and Path(pattern).is_dir():
         return _tars_below(pattern)
-    if Path(pattern).exists():
+    if _exists(pattern):
         return [pattern]
     from webdataset.shardlists import expand_urls
 
@@ -278,22 +355,30 @@ def _expand_one(pattern: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(f"data.shards={pattern}: {error}") from error
     expanded = [path for url in urls for path in (_glob(url) if glob.has_magic(url) else [url])]
-    missing = [path for path in expanded if not Path(path).exists()]
+    missing = [path for path in expanded if not _exists(path)]
     if missing:
         more = f" and {len(missing) - 1} more of the {len(expanded)} it names" if len(missing) > 1 else ""
         raise DataError(f"data.shards={pattern}: no such file: {missing[0]}{more}")
     return expanded
 
 
+def _exists(path: str) -> bool:
+    """Whether there is such a file; a brace pattern can be longer than a file's name may be."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
 def _glob(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True))
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (takes absolute patterns)
     if not found:
         raise DataError(f"data.shards={pattern} matches no file")
     return [path for name in found for path in (_tars_below(name) if Path(name).is_dir() else [name])]
 
 
 def _tars_below(folder: str) -> list[str]:
-    found = sorted(str(path) for path in Path(folder).rglob("*.tar") if path.is_file())
+    found = sorted(str(path) for path in Path(folder).rglob("*.tar") if path.is_file() or path.is_symlink())
     if not found:
         raise DataError(
             f"data.shards={folder} is a folder without a .tar file: "

@@ -6,22 +6,27 @@ holds for the text tower does not touch images and is left aside here, knowingly
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from lora_clip.errors import AdapterError
+from lora_clip.model.checkpoint import read_adapter_config
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 PREFIX = "base_model.model."
-TEXT_PARTS = ("text_model.", "text_projection.", "text_projection", "logit_scale")
-VISION_PARTS = ("vision_model.", "visual_projection.", "visual_projection")
+TEXT_PARTS = ("text_model.", "text_projection.")
+VISION_PARTS = ("vision_model.", "visual_projection.")
+USE_BASE = "model.adapter=null embeds with the base model on purpose"
 
 
 @dataclass(frozen=True)
@@ -33,50 +38,68 @@ class AdapterSummary:
     layers: int
 
 
-def attach(vision: nn.Module, folder: Path) -> tuple[nn.Module, AdapterSummary]:
+def attach(vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
     """Put the adapter onto a CLIPVisionModelWithProjection, in place; returns the PEFT model around it.
 
     Raises AdapterError for missing, unexpected or misshapen weights, for a kind that is not LoRA, and for an adapter
     without any weight that touches images.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(folder))
-    if str(config.peft_type.value if config.peft_type else "") != "LORA":
-        raise AdapterError(f"adapter {folder} is of type {config.peft_type}, only LoRA (rsLoRA, DoRA too) can be merged here")
-    weights = _image_weights(_read(folder), folder)
+    config = _read_config(folder)
+    weights = _image_weights(_read_weights(folder), folder)
     root = _root(vision, weights)
-    config.inference_mode, config.task_type = True, None
-    config.modules_to_save = _present(root, config.modules_to_save)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model: PeftModel = get_peft_model(root, config)
-            _check_names(_expected(model), weights.keys(), folder)
-            set_peft_model_state_dict(model, weights)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        if isinstance(error, AdapterError):
-            raise
-        raise AdapterError(f"adapter {folder} does not fit the base model: {_first_lines(error)}") from error
+    with _peft(f"adapter {folder} does not fit the base model"):
+        model = get_peft_model(root, _for_images(config, root))
+    _check_fit(_weights_of(model), weights, folder)
+    with _peft(f"adapter {folder} cannot be loaded"):
+        set_peft_model_state_dict(model, weights)
+    _check_loaded(_weights_of(model), weights, folder)
     return model.eval(), _summary(model, config)
 
 
-def merge(model: nn.Module, adapter: str) -> None:
+def merge(model: PeftModel, folder: Path) -> None:
     """Write the adapter's changes into the base weights, in place, and leave no trace of PEFT.
 
     Raises AdapterError where a merged weight is not finite.
     """
-    try:
-        model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-    except ValueError as error:
-        raise AdapterError(f"adapter {adapter} cannot be merged: {_first_lines(error)}") from error
+    with _peft(f"adapter {folder} cannot be merged"):
+        model.merge_and_unload(safe_merge=True)
 
 
-def _read(folder: Path) -> dict[str, torch.Tensor]:
-    try:
+@contextmanager
+def _peft(failure: str) -> Iterator[None]:
+    """PEFT at work on files of strangers: its warnings are silenced, all its errors become one AdapterError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            lines = " ".join(line.strip() for line in str(error).splitlines()[:3])
+            raise AdapterError(f"{failure}: {type(error).__name__}: {lines}") from error
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    from peft import LoraConfig
+
+    found = read_adapter_config(folder)
+    kind, trained = found.get("peft_type"), (found.get("auto_mapping") or {}).get("base_model_class", "")
+    if kind != "LORA":
+        raise AdapterError(f"adapter {folder} is of type {kind}: only LoRA (rsLoRA, DoRA too) can be merged here")
+    if "Text" in trained:  # its weights have the names of the vision tower's in transformers 5
+        raise AdapterError(f"adapter {folder} was trained on {trained}: it touches only the text tower. {USE_BASE}")
+    unknown = sorted(key for key, value in found.items() if value and key not in LoraConfig.__dataclass_fields__)
+    if unknown:
+        raise AdapterError(
+            f"adapter {folder} uses {', '.join(unknown)}, which this PEFT does not know: pip install -U peft"
+        )
+    with _peft(f"adapter {folder}: its adapter_config.json is not one that PEFT accepts"):
+        return LoraConfig.from_pretrained(str(folder))
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    with _peft(f"adapter {folder}: adapter_model.safetensors cannot be read"):
         return load_file(folder / "adapter_model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"adapter {folder}: adapter_model.safetensors cannot be read: {error}") from error
 
 
 def _image_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
@@ -84,54 +107,74 @@ def _image_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> dict[st
     if not kept:
         touched = "only the text tower" if weights else "nothing"
         raise AdapterError(
-            f"adapter {folder} touches {touched}, so image embeddings would be the base model's: "
-            "model.adapter=null embeds with the base model on purpose"
+            f"adapter {folder} touches {touched}, so image embeddings would be the base model's. {USE_BASE}"
         )
+    broken = sorted(name for name, weight in kept.items() if not weight.isfinite().all())
+    if broken:
+        raise AdapterError(f"adapter {folder}: {_count('are not finite', broken, len(kept))}: its training diverged")
     return kept
 
 
-def _root(vision: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+def _root(vision: nn.Module, weights: Iterable[str]) -> nn.Module:
     """The module whose names the adapter's weights use: the whole model, or its tower (CLIPVisionModel of transformers 5)."""
-    names = [name.removeprefix(PREFIX) for name in weights]
-    root = vision if any(name.startswith(VISION_PARTS) for name in names) else vision.vision_model
+    whole = any(name.removeprefix(PREFIX).startswith(VISION_PARTS) for name in weights)
+    root = vision if whole else vision.vision_model
     assert isinstance(root, nn.Module)
     return root
 
 
+def _for_images(config: LoraConfig, root: nn.Module) -> LoraConfig:
+    """The adapter's config without what concerns training, tasks and text; Megatron would be imported at its word."""
+    config.inference_mode, config.task_type = True, None
+    config.trainable_token_indices = config.megatron_config = None
+    config.modules_to_save = _present(root, config.modules_to_save)
+    return config
+
+
 def _present(root: nn.Module, names: Iterable[str] | None) -> list[str] | None:
-    """Of `modules_to_save`, those in the vision tower: an adapter of CLIPModel may name text modules as well."""
-    kept = [name for name in names or () if any(re.fullmatch(rf"(.*\.)?{re.escape(name)}", one) for one, _ in root.named_modules())]
-    return kept or None
+    """Of `modules_to_save`, which PEFT takes for ends of names, those in the vision tower: CLIPModel has text modules too."""
+    modules = [name for name, _ in root.named_modules()]
+    return [name for name in names or () if any(module.endswith(name) for module in modules)] or None
 
 
-def _expected(model: nn.Module) -> set[str]:
+def _weights_of(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT would save of the model: the adapter's weights under the names that they have in a file."""
     from peft import get_peft_model_state_dict
 
-    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with _peft("the adapter's weights cannot be listed"):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
-def _check_names(expected: set[str], found: Iterable[str], folder: Path) -> None:
-    missing, unexpected = sorted(expected - set(found)), sorted(set(found) - expected)
-    if missing or unexpected:
-        parts = [_count("missing", missing, len(expected)), _count("unexpected", unexpected, len(set(found)))]
+def _check_fit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], folder: Path) -> None:
+    common = expected.keys() & found.keys()
+    problems = (
+        _count("missing", expected.keys() - found.keys(), len(expected)),
+        _count("unexpected", found.keys() - expected.keys(), len(found)),
+        _count("misshapen", [name for name in common if expected[name].shape != found[name].shape], len(found)),
+    )
+    if any(problems):
         raise AdapterError(
-            f"adapter {folder} does not fit the base model: {'; '.join(part for part in parts if part)}. "
+            f"adapter {folder} does not fit the base model: {'; '.join(filter(None, problems))}. "
             "Is this the base it was trained on (its adapter_config.json says which)?"
         )
 
 
-def _count(what: str, names: list[str], total: int) -> str:
-    return f"{len(names)} of {total} weights {what} (such as {names[0]})" if names else ""
+def _check_loaded(held: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """PEFT passes over weights that it finds no place for, so what the model holds is compared with the file."""
+    lost = [name for name, weight in held.items() if not torch.equal(weight.cpu(), given[name].to(weight.dtype))]
+    if lost:
+        raise AdapterError(f"adapter {folder}: {_count('were not loaded', lost, len(given))} by this version of PEFT")
 
 
-def _first_lines(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines()[:3])
+def _count(what: str, names: Iterable[str], total: int) -> str:
+    listed = sorted(names)
+    return f"{len(listed)} of {total} weights {what} (such as {listed[0]})" if listed else ""
 
 
-def _summary(model: nn.Module, config: object) -> AdapterSummary:
+def _summary(model: nn.Module, config: LoraConfig) -> AdapterSummary:
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     ranks = sorted({rank for layer in layers for rank in layer.r.values()})
-    kind = "DoRA" if getattr(config, "use_dora", False) else "rsLoRA" if getattr(config, "use_rslora", False) else "LoRA"
-    return AdapterSummary(kind, "/".join(map(str, ranks)) or "0", len(layers))
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    return AdapterSummary(kind, "/".join(map(str, ranks)), len(layers))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
 
@@ -30,26 +31,49 @@ class Checkpoint:
 def find_checkpoint(base: str | None, adapter: str | None) -> Checkpoint:
     """The folders of a base and an adapter; the base is the adapter's own where none is given.
 
-    Raises ConfigError's kin ModelError or AdapterError, saying what was looked for and where.
+    Raises ModelError or AdapterError, saying what was looked for and where.
     """
-    if adapter is None:
-        if base is None:
-            raise ModelError("neither model.base nor model.adapter is given: name a CLIP model, a LoRA adapter, or both")
-        return Checkpoint(base, _base_folder(base), None, None)
+    if adapter is not None:
+        return _with_adapter(base, adapter)
+    if base is None:
+        raise ModelError("neither model.base nor model.adapter is given: name a CLIP model, a LoRA adapter, or both")
+    return Checkpoint(base, _base_folder(base), None, None)
+
+
+def _with_adapter(base: str | None, adapter: str) -> Checkpoint:
     adapter_folder = _adapter_folder(adapter)
-    trained_on = _trained_on(adapter_folder)
-    named = base or trained_on
-    if not named:
+    trained_on = read_adapter_config(adapter_folder).get("base_model_name_or_path")
+    if base is None and not trained_on:
         raise AdapterError(f"adapter {adapter} does not say which base it was trained on: give model.base=…")
-    if not base:
-        named = _beside(adapter_folder, named)
-    base_folder = _base_folder(named)
-    note = _compare_bases(base, base_folder, trained_on, adapter_folder) if base and trained_on else None
-    return Checkpoint(named, base_folder, adapter, adapter_folder, note)
+    if base is None:
+        return Checkpoint(*_own_base(adapter_folder, trained_on), adapter, adapter_folder)
+    base_folder = _base_folder(base)
+    note = _compare_bases(base, base_folder, trained_on, adapter_folder) if trained_on else None
+    return Checkpoint(base, base_folder, adapter, adapter_folder, note)
 
 
-def _trained_on(adapter_folder: Path) -> str | None:
-    return json.loads((adapter_folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """An adapter's `adapter_config.json`. Raises AdapterError where it is not one."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} is not an adapter's config: a JSON object is expected")
+    return config
+
+
+def _own_base(adapter_folder: Path, trained_on: str) -> tuple[str, Path]:
+    """The name and the folder of the base that an adapter names itself."""
+    name = _beside(adapter_folder, trained_on)
+    try:
+        return name, _base_folder(name)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}\nThe adapter in {adapter_folder} names {trained_on!r} as the base it was trained on: "
+            "give model.base=… where that is to be found elsewhere"
+        ) from error
 
 
 def _beside(adapter_folder: Path, name: str) -> str:
@@ -63,12 +87,14 @@ def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder
     own = Path(_beside(adapter_folder, trained_on))
     if base == trained_on or own.resolve() == base_folder.resolve():
         return None
-    if own.is_dir() and weights_digest(own) != weights_digest(base_folder):
+    if not any(own.glob("*.safetensors")):
+        return f"the adapter names its base {trained_on!r}; using {base!r} as you say"
+    if weights_digest(own) != weights_digest(base_folder):
         raise AdapterError(
             f"the adapter was trained on {own}, and {base} has other weights: give the base it was trained on, "
             "or leave model.base out to take it from the adapter"
         )
-    return None if own.is_dir() else f"the adapter names its base {trained_on!r}; using {base!r} as you say"
+    return None
 
 
 def _base_folder(name: str) -> Path:
@@ -76,9 +102,13 @@ def _base_folder(name: str) -> Path:
     if not folder.is_dir():
         folder = _download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}")
+        raise ModelError(
+            f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}"
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}")
+    if (folder / "adapter_config.json").exists():  # transformers would put that adapter onto the base, unasked
+        raise ModelError(f"base {name} holds an adapter too: move adapter_config.json and its weights out of {folder}")
     return folder
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
 from lora_clip.errors import AdapterError, ConfigError, ModelError
-from lora_clip.model.adapter import AdapterSummary, attach, merge
+from lora_clip.model.adapter import USE_BASE, AdapterSummary, attach, merge
 from lora_clip.model.checkpoint import Checkpoint
+from lora_clip.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MERGE_COSINE = 0.9999
@@ -57,7 +64,9 @@ def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> nn.Conv2d:
     weight_DCHW = patch_embedding.weight.detach()
     mean_C = weight_DCHW.new_tensor(normalisation.mean)
     std_C = weight_DCHW.new_tensor(normalisation.std)
-    bias = patch_embedding.bias.detach() if patch_embedding.bias is not None else weight_DCHW.new_zeros(len(weight_DCHW))
+    bias = (
+        patch_embedding.bias.detach() if patch_embedding.bias is not None else weight_DCHW.new_zeros(len(weight_DCHW))
+    )
     folded = nn.Conv2d(3, len(weight_DCHW), patch_embedding.kernel_size, patch_embedding.stride, bias=True)
     folded.weight = nn.Parameter(weight_DCHW * (normalisation.scale / std_C)[:, None, None], requires_grad=False)
     shift_D = (weight_DCHW.double() * (mean_C / std_C).double()[:, None, None]).sum(dim=(1, 2, 3))
@@ -72,65 +81,93 @@ def load_encoder(
 
     Raises ModelError or AdapterError; never returns the base model in place of the adapted one.
     """
-    vision = load_vision(checkpoint.base_folder).to(device)
+    vision, summary = load_vision(checkpoint.base_folder).to(device), None
     if checkpoint.adapter_folder is None:
-        return _finish(ImageEncoder(vision, normalisation), dtype), None
-    adapter = str(checkpoint.adapter_folder)
-    pixels_BCHW = _probe(vision.config.image_size, device)
-    inputs_BCHW = _normalise(pixels_BCHW, normalisation)
-    with torch.inference_mode():
-        base_BD = vision(pixel_values=inputs_BCHW).image_embeds
-        model, summary = attach(vision, checkpoint.adapter_folder)
-        unmerged_BD = vision(pixel_values=inputs_BCHW).image_embeds
-    _check_changed(base_BD, unmerged_BD, adapter, summary)
-    merge(model, adapter)
-    encoder = ImageEncoder(vision, normalisation)
-    with torch.inference_mode():
-        _check_merge(unmerged_BD, encoder(pixels_BCHW), adapter)
-    return _finish(encoder, dtype), summary
+        encoder = ImageEncoder(vision, normalisation)
+    else:
+        encoder, summary = _adapt(vision, checkpoint.adapter_folder, normalisation)
+    return encoder.to(dtype).eval().requires_grad_(False), summary
 
 
 def load_vision(folder: Path) -> nn.Module:
     """The vision tower with projection of a CLIP checkpoint, in float32. Raises ModelError where weights are missing."""
     from transformers import CLIPVisionModelWithProjection
 
-    from lora_clip.quiet import quiet_transformers
-
     try:
         with quiet_transformers():
             vision, info = CLIPVisionModelWithProjection.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                config=_vision_config(folder),
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
-    except Exception as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"base {folder} cannot be loaded as a CLIP model: {type(error).__name__}: {error}") from error
-    if info["missing_keys"] or info.get("mismatched_keys"):
-        lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+    if lacking := sorted(info["missing_keys"]):
         raise ModelError(f"base {folder} lacks {len(lacking)} weights of a CLIP vision model, such as {lacking[0]}")
     return vision.eval().requires_grad_(False)
 
 
-def _check_changed(base_BD: torch.Tensor, adapted_BD: torch.Tensor, adapter: str, summary: AdapterSummary) -> None:
+def _vision_config(folder: Path) -> CLIPVisionConfig:
+    """The vision tower's config; the width of the projection is the whole model's, as CLIPModel takes it."""
+    from transformers import CLIPConfig, CLIPVisionConfig
+
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind == "clip_vision_model":
+        return CLIPVisionConfig.from_pretrained(folder)
+    if kind != "clip":
+        raise ModelError(
+            f"base {folder} is a model of type {kind}: a CLIP model is expected (type clip or clip_vision_model)"
+        )
+    config = CLIPConfig.from_pretrained(folder)
+    config.vision_config.projection_dim = config.projection_dim
+    return config.vision_config
+
+
+def _adapt(vision: nn.Module, folder: Path, normalisation: Normalisation) -> tuple[ImageEncoder, AdapterSummary]:
+    """The encoder with the adapter merged into it, proven on a probe to be neither the base nor another than the unmerged."""
+    pixels_BCHW = _probe(vision)
+    inputs_BCHW = _normalise(pixels_BCHW, normalisation)
+    base_BD = _embed(vision, inputs_BCHW)
+    model, summary = attach(vision, folder)
+    unmerged_BD = _embed(vision, inputs_BCHW)
+    _check_changed(base_BD, unmerged_BD, folder, summary)
+    merge(model, folder)
+    encoder = ImageEncoder(vision, normalisation)
+    with torch.inference_mode():
+        _check_merge(unmerged_BD, encoder(pixels_BCHW), folder)
+    return encoder, summary
+
+
+@torch.inference_mode()
+def _embed(vision: nn.Module, inputs_BCHW: torch.Tensor) -> torch.Tensor:
+    return vision(pixel_values=inputs_BCHW).image_embeds
+
+
+def _check_changed(base_BD: torch.Tensor, adapted_BD: torch.Tensor, folder: Path, summary: AdapterSummary) -> None:
     if torch.equal(base_BD, adapted_BD):
         raise AdapterError(
-            f"adapter {adapter} changes nothing: with its {summary.layers} layers the embeddings are the base model's, "
-            "bit for bit (was it saved before training?). model.adapter=null embeds with the base model on purpose"
+            f"adapter {folder} changes nothing: with its {summary.layers} layers the embeddings are the base model's, "
+            f"bit for bit (was it saved before training?). {USE_BASE}"
         )
 
 
-def _check_merge(unmerged_BD: torch.Tensor, merged_BD: torch.Tensor, adapter: str) -> None:
+def _check_merge(unmerged_BD: torch.Tensor, merged_BD: torch.Tensor, folder: Path) -> None:
     cosine = float(functional.cosine_similarity(unmerged_BD, merged_BD).min())
     if not cosine >= MERGE_COSINE:
         raise AdapterError(
-            f"adapter {adapter}: the merged model disagrees with the unmerged one (cosine {cosine:.6f}, "
+            f"adapter {folder}: the merged model disagrees with the unmerged one (cosine {cosine:.6f}, "
             f"at least {MERGE_COSINE} is expected)"
         )
 
 
-def _probe(image_size: int, device: torch.device) -> torch.Tensor:
-    """Fixed random pixels (B, C, H, W) uint8 on which the merged model is compared."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (PROBE_IMAGES, 3, image_size, image_size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+def _probe(vision: nn.Module) -> torch.Tensor:
+    """Fixed random pixels (B, C, H, W) uint8, on the model's device, on which the merged model is compared."""
+    generator, size = torch.Generator().manual_seed(0), vision.config.image_size
+    pixels_BCHW = torch.randint(0, 256, (PROBE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
+    return pixels_BCHW.to(vision.visual_projection.weight.device)
 
 
 def _normalise(pixels_BCHW: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
@@ -139,10 +176,6 @@ def _normalise(pixels_BCHW: torch.Tensor, normalisation: Normalisation) -> torch
         values_BCHW.new_tensor(per_channel)[:, None, None] for per_channel in (normalisation.mean, normalisation.std)
     )
     return (values_BCHW - mean_C11) / std_C11
-
-
-def _finish(encoder: ImageEncoder, dtype: torch.dtype) -> ImageEncoder:
-    return encoder.to(dtype).eval().requires_grad_(False)
 
 
 def resolve_dtype(name: str, device_type: str) -> torch.dtype:

@@ -38,9 +38,7 @@ class ClipEmbedder(pl.LightningModule):
         if self.encoder is not None:
             return
         device = self.trainer.strategy.root_device
-        self.encoder, self.adapter_summary = load_encoder(
-            self.checkpoint, self.normalisation, self.model_dtype, device
-        )
+        self.encoder, self.adapter_summary = load_encoder(self.checkpoint, self.normalisation, self.model_dtype, device)
         if self.image_size != (self.encoder.image_size,) * 2:
             raise ModelError(
                 f"base {self.checkpoint.base}: its preprocessor makes images of {self.image_size} pixels, "

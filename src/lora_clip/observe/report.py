@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_clip.data.sources import Shard, Source
+from lora_clip.observe.gallery import gallery, pick
 from lora_clip.output.manifest import read_manifest
-from lora_clip.output.store import write_text
+from lora_clip.output.store import Store, write_text
 
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -17,26 +19,31 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 .figures li { list-style: none; border: 1px solid #8884; border-radius: .5rem; padding: .75rem 1rem; }
 .figures b { display: block; font-size: 1.6rem; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top; }
+.gallery td { padding: .15rem; text-align: center; font-size: .8rem; }
+.gallery td:first-child { padding-right: 1.2rem; }
+.gallery img { width: 112px; height: 112px; object-fit: contain; border-radius: .3rem; }
 .bar { background: #4a7fd4; height: .8rem; border-radius: .2rem; min-width: 2px; } code { overflow-wrap: anywhere; }
 """
 
 
-def write_report(root: Path) -> None:
-    """Write the page for the latest run into the output directory."""
+def write_report(root: Path, source: Source, shards: Mapping[int, Shard]) -> None:
+    """Write the page for the latest run into the output directory, with pictures from the input."""
     from lora_clip.observe.summary import reasons
 
     manifest = read_manifest(root)
     assert manifest is not None, "the report follows the manifest"
-    write_text(root / "report.html", page(root.name, manifest, reasons(root).most_common()))
+    pictures = gallery(pick(Store(root), list(shards)), source, shards)
+    write_text(root / "report.html", page(root.name, manifest, reasons(root).most_common(), pictures))
 
 
-def page(name: str, manifest: dict[str, Any], rejects: Iterable[tuple[str, int]]) -> str:
+def page(name: str, manifest: dict[str, Any], rejects: Iterable[tuple[str, int]], pictures: str = "") -> str:
     """The page as HTML."""
     from lora_clip.observe.summary import describe_model
 
     sections = [
         f"<h1>{html.escape(name)}</h1><p>{html.escape(describe_model(manifest))}</p>",
         _figures(manifest),
+        pictures,
         _ranks(manifest["run"]["images_by_rank"]),
         _table("Rejected, by reason", ((reason, f"{count:,}") for reason, count in rejects)),
         _table("Run", manifest["run"].items()),

@@ -43,9 +43,9 @@ def opening(settings: Settings, inventory: Inventory, plan: Plan, adapter: Adapt
     """What will be done, in a line; notes that a user may act on, each in its own."""
     checkpoint = settings.checkpoint
     what = f"{plan.images:,}{f' of {inventory.images:,}' if plan.images < inventory.images else ''} images"
-    how = f"{checkpoint.adapter} ({describe_adapter(asdict(adapter))})" if adapter else "no adapter"
+    how = f"{shown(checkpoint.adapter)} ({describe_adapter(asdict(adapter))})" if adapter else "no adapter"
     line = (
-        f"embedding {what} in {_plural(len(plan.targets), 'shard')} with {checkpoint.base} + {how}, "
+        f"embedding {what} in {_plural(len(plan.targets), 'shard')} with {shown(checkpoint.base)} + {how}, "
         f"on {_plural(settings.ranks, 'rank')} x {_plural(settings.workers, 'worker')}, "
         f"batches of {settings.batch_size}, {str(settings.dtype).removeprefix('torch.')}"
     )
@@ -144,8 +144,14 @@ def _general(error: str) -> str:
 def describe_model(manifest: Mapping[str, Any]) -> str:
     """The model of an output, in a line."""
     model = manifest["model"]
-    adapter = f"{model['adapter']} ({describe_adapter(model['lora'])})" if model["lora"] else "no adapter"
-    return f"{model['base']} + {adapter}"
+    adapter = f"{shown(model['adapter'])} ({describe_adapter(model['lora'])})" if model["lora"] else "no adapter"
+    return f"{shown(model['base'])} + {adapter}"
+
+
+def shown(name: str | None) -> str:
+    """A model's name for people: a path below the current folder without the way to it."""
+    path, here = Path(name or ""), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(name)
 
 
 def describe_adapter(lora: Mapping[str, Any]) -> str:

@@ -41,18 +41,37 @@ class Ledger:
 
     def append(self, rank: int, piece: Piece) -> None:
         """Add a line and wait until it is on disk."""
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         path = self.folder / f"rank_{rank:05d}.jsonl"
+        fresh = not path.exists()
         with path.open("ab+") as file:
             line = json.dumps(asdict(piece)).encode() + b"\n"
             file.write(line if _ends_clean(path) else b"\n" + line)
             file.flush()
             os.fsync(file.fileno())
+        if fresh:
+            sync_folder(self.folder)
 
     def pieces(self) -> list[Piece]:
         """All committed pieces of all ranks and runs, in no particular order."""
         lines = (line for path in sorted(self.folder.glob("rank_*.jsonl")) for line in path.read_bytes().splitlines())
         return [piece for line in lines if (piece := _parse(line)) is not None]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where it is missing, durably; its parent must be there."""
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _ends_clean(path: Path) -> bool:
@@ -73,11 +92,13 @@ def _parse(line: bytes) -> Piece | None:
 def by_shard(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
     """The pieces of each shard that together say what is done: from left to right, none overlapping another.
 
-    Where pieces overlap (an assembled shard and the pieces it was made of) the longest from a position on counts.
+    Of finished shards that were finished again (someone deleted the files, or more was wanted) the latest counts. Where
+    pieces overlap (an assembled shard and the pieces it was made of) the longest from a position on counts.
     """
     found: dict[int, list[Piece]] = defaultdict(list)
-    for piece in pieces:
-        found[piece.shard].append(piece)
+    for piece in sorted(pieces, key=lambda piece: piece.finished, reverse=True):
+        if not (piece.final and any(later.final for later in found[piece.shard])):
+            found[piece.shard].append(piece)
     return {shard: _disjoint(found[shard]) for shard in sorted(found)}
 
 

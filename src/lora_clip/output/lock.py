@@ -19,12 +19,16 @@ class OutputLock:
 
     def claim(self) -> None:
         """Make sure that no other job's rank is alive, then share. Raises OutputError if one is."""
+        root = Path(self._file.name).parent
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise OutputError(
+                f"another job is writing to {root}: wait for it or stop it, or give this one its own output_dir"
+            ) from error
         except OSError as error:
             raise OutputError(
-                f"another job is writing to {Path(self._file.name).parent}: wait for it or stop it, "
-                "or give this one its own output_dir"
+                f"{root} is on a file system without locks ({error.strerror}): use another one"
             ) from error
 
     def share(self) -> None:

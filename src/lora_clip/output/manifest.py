@@ -1,11 +1,11 @@
-"""manifest.json: what an output holds and how it came to be; written last, so its presence says that a run ended well."""
+"""manifest.json: what an output holds and how it came to be; written last: its presence says that a run ended well."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ def build_manifest(
     fingerprint: Mapping[str, Any], checkpoint: Any, verdict: Verdict, run: Mapping[str, Any], adapter: Any
 ) -> dict[str, Any]:
     """The manifest as plain JSON values; `run` describes the latest run, the counts are of the whole output."""
+    lora = None if adapter is None else asdict(adapter)
     return {
         "format": "lora_clip 1",
-        "model": {"base": checkpoint.base, "adapter": checkpoint.adapter, "lora": asdict(adapter) if is_dataclass(adapter) else None},  # type: ignore[arg-type]
+        "model": {"base": checkpoint.base, "adapter": checkpoint.adapter, "lora": lora},
         "fingerprint": fingerprint,
         "images": verdict.images,
         "rows": verdict.rows,

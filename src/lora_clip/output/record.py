@@ -19,7 +19,9 @@ def read_fingerprint(root: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
-        raise OutputError(f"{path} is not JSON ({error}): this is not a sound output; use another output_dir") from error
+        raise OutputError(
+            f"{path} is not JSON ({error}): this is not a sound output; use another output_dir"
+        ) from error
 
 
 def write_fingerprint(root: Path, fingerprint: Fingerprint) -> None:

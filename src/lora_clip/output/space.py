@@ -25,6 +25,7 @@ class Space:
         self.store = Store(root)
         self._lock: OutputLock | None = None
         self._created: list[Path] = []
+        self._begun = False
 
     def __enter__(self) -> Self:
         """Claim the directory if it is there. Raises OutputError if another job has it, or something else is in it."""
@@ -53,24 +54,28 @@ class Space:
 
     def check(self, fingerprint: record.Fingerprint) -> None:
         """Raises OutputError where the directory holds embeddings of another kind that are to be kept."""
-        if self.resume:
+        if self._continues():
             record.check_fingerprint(self.root, fingerprint)
 
     def known_inputs(self) -> list[dict[str, Any]]:
         """The input shards of earlier runs that are to be continued."""
-        return record.read_inputs(self.root) if self.resume else []
+        return record.read_inputs(self.root) if self._continues() else []
+
+    def _continues(self) -> bool:
+        """Whether something is there to go on from: a job that ended before its first commit binds no later one."""
+        return self.resume and bool(self.store.ledger.pieces())
 
     def begin(self, fingerprint: record.Fingerprint, inputs: Iterable[Mapping[str, Any]]) -> None:
         """Create the directory where it is missing, and record what it will hold."""
         try:
             missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
-            self._created = missing
         except OSError as error:
             raise storage_error(self.root, error) from error
         if self._lock is None:
             self._claim()
-        if not self.resume:
+        self._created, self._begun = missing, True  # not before the directory is ours: another job may have made it too
+        if not self._continues():
             self.store.clear()
         record.write_fingerprint(self.root, fingerprint)
         record.write_inputs(self.root, inputs)
@@ -78,11 +83,18 @@ class Space:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the directory go; one that this job created and committed nothing to is removed."""
-        if error is not None and self._created and not self.store.ledger.pieces():
-            shutil.rmtree(self.root, ignore_errors=True)
-            for folder in self._created[1:]:
-                if folder.exists() and not any(folder.iterdir()):
-                    folder.rmdir()
+        """Let the directory go; what a job leaves that failed before its first commit is removed."""
+        if error is not None and self._begun and not self.store.ledger.pieces():
+            self._leave_nothing()
         if self._lock is not None:
             self._lock.release()
+
+    def _leave_nothing(self) -> None:
+        if not self._created:
+            self.store.clear()
+            (self.root / ".lock").unlink(missing_ok=True)
+            return
+        shutil.rmtree(self.root, ignore_errors=True)
+        for folder in self._created[1:]:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from lora_clip.batch import ImageRow, Part, Reject
 from lora_clip.errors import StorageError
-from lora_clip.output.ledger import Ledger, Piece, by_shard, covers
+from lora_clip.output.ledger import Ledger, Piece, by_shard, covers, make_folder, sync_folder
 
 METADATA_SCHEMA = pa.schema(
     [
@@ -46,6 +46,7 @@ REJECTS_SCHEMA = pa.schema(
     ]
 )
 SUFFIXES = {"img_emb": "npy", "metadata": "parquet", "rejects": "parquet"}
+COMMIT_ORDER = ("rejects", "metadata", "img_emb")
 ROWS_PER_GROUP = 8192
 
 
@@ -79,16 +80,15 @@ class Store:
         Raises StorageError where the file system refuses; nothing partial remains under a final name.
         """
         assert len(embeddings_ND) == len(rows)
-        checksums = {}
-        for kind, count in (("rejects", len(rejects)), ("metadata", len(rows)), ("img_emb", len(rows))):
-            if count:
-                target = self.path(kind, part.shard) if final else self.part_path(kind, part)
-                writers: dict[str, Callable[[BinaryIO], None]] = {
-                    "rejects": lambda file: write_table([reject_table(rejects)], REJECTS_SCHEMA, file),
-                    "metadata": lambda file: write_table([row_table(rows)], METADATA_SCHEMA, file),
-                    "img_emb": lambda file: write_npy([embeddings_ND], embeddings_ND.shape, embeddings_ND.dtype, file),
-                }
-                checksums[kind] = self._commit_file(target, writers[kind])
+        writers: dict[str, Callable[[BinaryIO], None]] = {}
+        if rejects:
+            writers["rejects"] = lambda file: write_table([reject_table(rejects)], REJECTS_SCHEMA, file)
+        if rows:
+            shape, dtype = embeddings_ND.shape, embeddings_ND.dtype
+            writers["metadata"] = lambda file: write_table([row_table(rows)], METADATA_SCHEMA, file)
+            writers["img_emb"] = lambda file: write_npy([embeddings_ND], shape, dtype, file)
+        targets = {kind: self.path(kind, part.shard) if final else self.part_path(kind, part) for kind in writers}
+        checksums = self._commit_files(targets, writers)
         piece = Piece(*part, len(rows), len(rejects), checksums, final, round(seconds, 3), _now())
         return self._commit_line(rank, piece)
 
@@ -97,11 +97,10 @@ class Store:
         if len(pieces) == 1 and pieces[0].final:
             return pieces[0]
         rows, rejects = sum(piece.rows for piece in pieces), sum(piece.rejects for piece in pieces)
-        checksums = {}
-        for kind, count in (("rejects", rejects), ("metadata", rows), ("img_emb", rows)):
-            if count:
-                files = [self.locate(kind, piece) for piece in pieces if kind in piece.checksums]
-                checksums[kind] = self._commit_file(self.path(kind, shard), _joiner(kind, files, rows))
+        kinds = [kind for kind in COMMIT_ORDER if any(kind in piece.checksums for piece in pieces)]
+        files = {kind: [self.locate(kind, piece) for piece in pieces if kind in piece.checksums] for kind in kinds}
+        writers = {kind: _joiner(kind, files[kind], rows) for kind in kinds}
+        checksums = self._commit_files({kind: self.path(kind, shard) for kind in kinds}, writers)
         whole = Piece(shard, 0, pieces[-1].stop, rows, rejects, checksums, True, 0.0, _now())
         whole = self._commit_line(rank, replace(whole, seconds=round(sum(piece.seconds for piece in pieces), 3)))
         self._drop(pieces)
@@ -112,24 +111,30 @@ class Store:
             for kind in piece.checksums:
                 self.part_path(kind, part_of(piece)).unlink(missing_ok=True)
 
-    def _commit_file(self, target: Path, write: Callable[[BinaryIO], None]) -> str:
-        """Write a file under a temporary name, make it durable, rename it; its SHA-256."""
-        temporary = self.parts / f"{target.name}.{os.getpid()}.tmp"
+    def _commit_files(
+        self, targets: Mapping[str, Path], writers: Mapping[str, Callable[[BinaryIO], None]]
+    ) -> dict[str, str]:
+        """Write a piece's files under temporary names, make them durable, and only then rename them; their SHA-256.
+
+        The renames follow one another at once, `img_emb` last: who sees an .npy sees the .parquet that belongs to it.
+        """
+        temporaries = {kind: self.parts / f"{target.name}.{os.getpid()}.tmp" for kind, target in targets.items()}
+        target = self.root
         try:
-            for folder in (self.parts, target.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb+") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                file.seek(0)
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-            temporary.replace(target)
-            sync_folder(target.parent)
+            make_folder(self.parts)
+            checksums = {}
+            for kind, target in targets.items():
+                make_folder(target.parent)
+                checksums[kind] = _write_durably(temporaries[kind], writers[kind])
+            for kind, target in targets.items():
+                temporaries[kind].replace(target)
+            for folder in {target.parent for target in targets.values()}:
+                sync_folder(folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            for temporary in temporaries.values():
+                temporary.unlink(missing_ok=True)
             raise storage_error(target, error) from error
-        return checksum
+        return checksums
 
     def _commit_line(self, rank: int, piece: Piece) -> Piece:
         try:
@@ -145,37 +150,52 @@ class Store:
     def _present(self, piece: Piece) -> bool:
         return all(self.locate(kind, piece).exists() for kind in piece.checksums)
 
+    def missing(self, shard: int) -> list[str]:
+        """The files of a finished shard that the ledger tells of and that are gone."""
+        finals = [piece for piece in by_shard(self.ledger.pieces()).get(shard, []) if piece.final]
+        paths = (self.locate(kind, piece) for piece in finals for kind in piece.checksums)
+        return [str(path.relative_to(self.root)) for path in paths if not path.exists()]
+
     def recover(self, targets: dict[int, int]) -> dict[int, list[Piece]]:
         """Bring an interrupted output into order, and return what is committed of each shard.
 
-        Files that no line of the ledger accounts for are deleted. A final shard of which more is wanted than it holds
-        (a `data.limit` was raised) becomes a piece again. Only for the one process that holds the output's lock.
+        Files that no line of the ledger accounts for are deleted, and a manifest that no longer holds. A final shard of
+        which more is wanted than it holds (a `data.limit` was raised) becomes a piece again.
+        Only for the one process that holds the output's lock. Raises StorageError.
         """
         pieces = self.pieces()
-        for shard, found in pieces.items():
-            if found[0].final and not covers(found[:1], targets.get(shard, 0)):
-                self._reopen(found[0])
-        self._delete_orphans(piece for found in pieces.values() for piece in found)
+        try:
+            if any(not covers(pieces.get(shard, []), target) for shard, target in targets.items()):
+                for name in ("manifest.json", "report.html"):
+                    (self.root / name).unlink(missing_ok=True)
+            for shard, found in pieces.items():
+                if found[0].final and not covers(found[:1], targets.get(shard, 0)):
+                    self._reopen(found[0])
+            self._delete_orphans(piece for found in pieces.values() for piece in found)
+        except OSError as error:
+            raise storage_error(self.root, error) from error
         return pieces
 
     def _reopen(self, piece: Piece) -> None:
-        for kind in piece.checksums:
+        make_folder(self.parts)
+        for kind in sorted(piece.checksums, key=COMMIT_ORDER.index, reverse=True):
             final, part = self.path(kind, piece.shard), self.part_path(kind, part_of(piece))
             if not part.exists():
-                self.parts.mkdir(exist_ok=True)
                 final.replace(part)
 
     def _delete_orphans(self, pieces: Iterable[Piece]) -> None:
         claimed = {self.locate(kind, piece) for piece in pieces for kind in piece.checksums}
-        for folder in (*SUFFIXES, "parts"):
-            for path in (self.root / folder).glob("*_*.*"):
-                if path not in claimed:
-                    path.unlink()
+        ours = [path for kind in SUFFIXES for path in (self.root / kind).glob(f"{kind}_*.{SUFFIXES[kind]}")]
+        for path in (*ours, *self.parts.glob("*_*.*"), *self.root.glob(".*.tmp")):
+            if path not in claimed:
+                path.unlink()
 
     def clear(self) -> None:
         """Delete everything this program wrote into the directory, and nothing else."""
         for folder in (*SUFFIXES, "parts", "ranks"):
             shutil.rmtree(self.root / folder, ignore_errors=True)
+        for path in self.root.glob(".*.tmp"):
+            path.unlink()
         for name in ("manifest.json", "report.html", "inputs.jsonl", "fingerprint.json"):
             (self.root / name).unlink(missing_ok=True)
 
@@ -236,13 +256,14 @@ def _joiner(kind: str, files: Sequence[Path], rows: int) -> Callable[[BinaryIO],
     return lambda file: write_table((pq.read_table(path, schema=schema) for path in files), schema, file)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_durably(path: Path, write: Callable[[BinaryIO], None]) -> str:
+    """Write a file and wait until it is on disk; its SHA-256."""
+    with path.open("wb+") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -269,4 +290,4 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,4 +1,4 @@
-"""The proof that an output is complete and sound: every image of the input one row or one reject, every row a unit vector."""
+"""The proof that an output is complete and sound: every image one row or one reject, every row a unit vector."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lora_clip.output.ledger import Piece
@@ -15,6 +16,7 @@ from lora_clip.output.store import SUFFIXES, Store
 
 NORM_TOLERANCE = {2: 2e-3, 4: 1e-4}
 """How far a row's L2 norm may be from 1, by bytes per value: about four units in the last place of a float16 row."""
+LAYOUTS = ("<f2", "<f4")
 ROWS_AT_ONCE = 65_536
 
 
@@ -43,6 +45,9 @@ def verify(root: Path, targets: Mapping[int, int], checksums: bool = True) -> Ve
     pieces = store.pieces()
     for shard, target in targets.items():
         verdict.problems += _check_shard(store, shard, target, pieces.get(shard, []), verdict, checksums)
+    verdict.problems += [
+        f"shard {shard} is in the ledger, but not in the input" for shard in pieces.keys() - targets.keys()
+    ]
     verdict.problems += _strangers(store, pieces)
     return verdict
 
@@ -56,7 +61,9 @@ def _check_shard(
         return
     if not pieces or not pieces[0].final or pieces[0].stop < target:
         held = sum(piece.stop - piece.start for piece in pieces)
-        yield f"shard {shard}: {held} of {target} images are committed, the shard is not finished"
+        gone = ", ".join(store.missing(shard))
+        why = f"{gone} is gone" if gone else "the shard is not finished"
+        yield f"shard {shard}: {held} of {target} images are committed, {why}"
         return
     piece = pieces[0]
     verdict.shards += 1
@@ -65,9 +72,12 @@ def _check_shard(
     if checksums and (changed := [kind for kind in piece.checksums if not _checksum_holds(store, piece, kind)]):
         yield f"shard {shard}: {', '.join(changed)} changed since it was written (its SHA-256 differs)"
         return
-    yield from _check_identities(store, piece)
-    if piece.rows:
-        yield from _check_embeddings(store, piece, verdict)
+    try:
+        yield from _check_identities(store, piece)
+        if piece.rows:
+            yield from _check_embeddings(store, piece, verdict)
+    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+        yield f"shard {shard}: its files cannot be read: {error}"
 
 
 def _checksum_holds(store: Store, piece: Piece, kind: str) -> bool:
@@ -97,16 +107,15 @@ def _positions(store: Store, piece: Piece, kind: str) -> np.ndarray:
 
 
 def _check_embeddings(store: Store, piece: Piece, verdict: Verdict) -> Iterator[str]:
-    try:
-        embeddings_ND = np.load(store.locate("img_emb", piece), mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        yield f"shard {piece.shard}: img_emb cannot be read: {error}"
+    embeddings_ND = np.load(store.locate("img_emb", piece), mmap_mode="r", allow_pickle=False)
+    found = f"{embeddings_ND.shape} {embeddings_ND.dtype}"
+    if embeddings_ND.ndim != 2 or embeddings_ND.dtype.str not in LAYOUTS or not embeddings_ND.flags.c_contiguous:
+        yield f"shard {piece.shard}: img_emb is {found}, a C-order (n, d) array of float16 or float32 is expected"
         return
     verdict.width = verdict.width or embeddings_ND.shape[-1]
     verdict.dtype = verdict.dtype or embeddings_ND.dtype.name
     wanted = (piece.rows, verdict.width)
     if embeddings_ND.shape != wanted or embeddings_ND.dtype.name != verdict.dtype:
-        found = f"{embeddings_ND.shape} {embeddings_ND.dtype.name}"
         yield f"shard {piece.shard}: img_emb is {found}, {wanted} {verdict.dtype} is expected"
         return
     bad = sum(_bad_rows(embeddings_ND[at : at + ROWS_AT_ONCE]) for at in range(0, piece.rows, ROWS_AT_ONCE))

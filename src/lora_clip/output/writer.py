@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from lora_clip.output.store import Store
 
 WAITING_BATCHES = 8
 NORM_TOLERANCE = 1e-2
+REJECTS_SHOWN = 3
 
 
 @dataclass
@@ -48,6 +50,7 @@ class PartCommitter:
         self.store, self.rank, self.targets, self.local = store, rank, targets, local
         self.allowed_rejects = allowed_rejects
         self.rejected = 0
+        self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
         self._open: dict[Part, _OpenPart] = {}
         self._pieces = {shard: list(found) for shard, found in store.pieces().items() if shard in local}
 
@@ -58,16 +61,19 @@ class PartCommitter:
         part.embeddings.append(embeddings_ND)
         part.rows += rows
         part.rejects += [*batch.rejects, *failed]
-        self._count(len(batch.rejects) + len(failed))
+        self._count([*batch.rejects, *failed])
         if batch.last:
             self._commit(batch.part, self._open.pop(batch.part))
 
-    def _count(self, rejects: int) -> None:
-        self.rejected += rejects
+    def _count(self, rejects: Sequence[Reject]) -> None:
+        self.rejected += len(rejects)
+        self._latest.extend(rejects)
         if self.rejected > self.allowed_rejects:
+            latest = (f"\n  {one.key} (shard {one.shard}): {one.stage}: {one.error[:200]}" for one in self._latest)
             raise TooManyRejectsError(
-                f"{self.rejected} images rejected, more than max_reject_fraction allows for this run: see rejects/ in "
-                f"{self.store.root} for the reasons; max_reject_fraction=1 lets the run go on whatever comes"
+                f"{self.rejected:,} images rejected, more than max_reject_fraction allows for this run "
+                f"({int(self.allowed_rejects):,}), such as{''.join(latest)}\n"
+                "max_reject_fraction=1 lets the run go on whatever comes"
             )
 
     def _commit(self, part: Part, gathered: _OpenPart) -> None:
@@ -122,7 +128,11 @@ class EmbeddingWriter(BasePredictionWriter):
         self._lock = OutputLock(self.output_dir)
         self._lock.share()
         committer = PartCommitter(
-            Store(self.output_dir), trainer.global_rank, plan.targets, plan.local, self.max_reject_fraction * plan.images
+            Store(self.output_dir),
+            trainer.global_rank,
+            plan.targets,
+            plan.local,
+            self.max_reject_fraction * plan.images,
         )
         self._thread = threading.Thread(target=self._write, args=(committer,), name="writer", daemon=True)
         self._thread.start()
