@@ -33,7 +33,7 @@ from images import jpeg, png, write_tar
 
 PROJECT = Path(__file__).parents[1]
 PREDICT = PROJECT / "predict.py"
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds after which a job hangs."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NURSERY = """
@@ -56,7 +56,8 @@ def launch(order):
     for rank in range(order["ranks"]):
         if not (pid := os.fork()):
             more = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "tests"}
-            os.environ.update({key: str(value) for key, value in {**more, **shape}.items()})
+            more |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, **shape}
+            os.environ.update({key: str(value) for key, value in more.items()})
             predict(order)
         ranks[pid] = rank
     first = 0
@@ -126,11 +127,12 @@ class Job:
         return (self._logs / "stderr").read_text()
 
     def members(self) -> list[psutil.Process]:
-        """All living processes of its session: ranks and workers, orphans too."""
+        """All its living processes: ranks and workers, orphans and those in other sessions (torchrun's ranks) too."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                mine = os.getsid(process.pid) == self.pid or process.environ().get("JOB") == str(self._logs)
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -189,7 +191,9 @@ def environment(**more: str) -> dict[str, str]:
 
 def command(overrides: Sequence[object], ranks: int, launcher: str) -> list[str]:
     """What a user types, for the CPU."""
-    line = [str(PREDICT), "trainer.accelerator=cpu", *map(str, overrides)]
+    typed = list(map(str, overrides))
+    cpu = [] if any(override.startswith("trainer.accelerator=") for override in typed) else ["trainer.accelerator=cpu"]
+    line = [str(PREDICT), *cpu, *typed]
     if launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *line]
     return [sys.executable, *line, *([f"trainer.devices={ranks}"] if ranks > 1 else [])]
@@ -204,7 +208,7 @@ def start(
     with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(
             command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            cwd=folder or logs, env=environment() if env is None else env, start_new_session=True, preexec_fn=preexec,
+            cwd=folder or logs, env=(environment() if env is None else env) | {"JOB": str(logs)}, start_new_session=True, preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)
 
@@ -232,7 +236,7 @@ class Nursery:
         assert self._process.stdin is not None
         logs = new_folder()
         paths = {name: str(logs / name) for name in ("stdout", "stderr")}
-        arguments = [str(PREDICT), "trainer.accelerator=cpu", *map(str, overrides)]
+        arguments = command(overrides, 1, "python")[1:]
         order = {
             "arguments": arguments,
             "folder": str(folder or logs),

@@ -30,6 +30,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 NORMALISATION = Normalisation(1 / 255, MEAN, STD)
 PREFIX = "base_model.model."
 
+torch.set_num_threads(1)  # with tensors this small, threads cost ten times what they give
+
 
 def save_base(
     folder: Path,
@@ -54,7 +56,9 @@ def save_base(
     vision = {**tower, "image_size": image_size, "patch_size": patch, "projection_dim": projection}
     tokens = {"vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     text = {**tower, **tokens, "projection_dim": projection}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
     spread(model, seed)
     with quiet_transformers():
         model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]

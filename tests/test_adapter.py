@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +24,10 @@ from models import (
     save_adapter,
     save_base,
 )
-from torch import nn
 
 from lora_clip.errors import AdapterError
 from lora_clip.model.checkpoint import find_checkpoint
-from lora_clip.model.encoder import ImageEncoder, load_encoder
+from lora_clip.model.encoder import ImageEncoder, load_encoder, load_vision
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"]},
@@ -47,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "some layers": {"layers_to_transform": [1], "layers_pattern": "layers"},
     "task type": {"task_type": "FEATURE_EXTRACTION"},
     "module to save": {"modules_to_save": ["post_layernorm"]},
+    "position embedding": {"target_modules": ["position_embedding", "q_proj"]},
+    "pissa": {"init_lora_weights": "pissa"},
     "excluded modules": {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
 }
 PROJECTION_VARIANTS: dict[str, dict[str, Any]] = {
@@ -62,6 +62,7 @@ MATRIX = [
     ("CLIPModel", "vision by regex", {"target_modules": r"vision_model\..*(q_proj|fc2)"}),
     ("CLIPModel", "text tokens too", {"trainable_token_indices": {"token_embedding": [0, 1]}}),
 ]
+CPU = torch.device("cpu")
 PIXELS_BCHW = random_pixels(3)
 
 
@@ -76,7 +77,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 def load(base: Path, adapter: Path) -> ImageEncoder:
-    return load_encoder(find_checkpoint(str(base), str(adapter)), NORMALISATION, torch.float32, torch.device("cpu"))[0]
+    return load_encoder(find_checkpoint(str(base), str(adapter)), NORMALISATION, torch.float32, CPU)[0]
 
 
 def embed(base: Path, adapter: Path) -> torch.Tensor:
@@ -118,10 +119,10 @@ def test_base_saved_in_half_precision(tmp_path: Path) -> None:
 
 
 def test_summary_says_what_was_loaded(base: Path, tmp_path: Path) -> None:
-    lora = {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj", "fc1"]}
+    lora: dict[str, Any] = {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj", "fc1"]}
     adapter = save_adapter(tmp_path / "adapter", base, **lora)
     checkpoint = find_checkpoint(str(base), str(adapter))
-    summary = load_encoder(checkpoint, NORMALISATION, torch.float32, torch.device("cpu"))[1]
+    summary = load_encoder(checkpoint, NORMALISATION, torch.float32, CPU)[1]
     assert summary is not None
     assert (summary.kind, summary.rank, summary.layers) == ("rsLoRA", "2/4", 4)
 
@@ -189,12 +190,12 @@ def test_nan_in_a_saved_module_is_refused(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"width": 64}, r"does not fit the base model.*size mismatch"),
+        ({"width": 64}, r"does not fit the base model: 8 of 8 weights misshapen"),
         ({"layers": 1}, r"4 of 8 weights unexpected"),
         ({"layers": 3}, r"4 of 12 weights missing"),
     ],
 )
-def test_wrong_base_is_refused(adapter: Path, tmp_path: Path, other: dict[str, int], message: str) -> None:
+def test_wrong_base_is_refused(adapter: Path, tmp_path: Path, other: dict[str, Any], message: str) -> None:
     edit_config(adapter / "adapter_config.json", base_model_name_or_path="somebody/clip")
     with pytest.raises(AdapterError, match=message):
         load(save_base(tmp_path / "other", **other), adapter)
@@ -203,7 +204,7 @@ def test_wrong_base_is_refused(adapter: Path, tmp_path: Path, other: dict[str, i
 def test_text_tower_adapter_never_lands_in_the_vision_tower(base: Path, tmp_path: Path) -> None:
     """transformers 5 gives the modules of CLIPTextModel and CLIPVisionModel the same names."""
     adapter = save_adapter(tmp_path / "adapter", base, "CLIPTextModel")
-    with pytest.raises(AdapterError, match="CLIPTextModel.*only the text tower"):
+    with pytest.raises(AdapterError, match=r"CLIPTextModel.*only the text tower"):
         load(base, adapter)
 
 
@@ -213,7 +214,7 @@ def test_other_peft_kinds_are_refused(base: Path, tmp_path: Path) -> None:
     config = IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"])
     with quiet_peft():
         get_peft_model(load_class("CLIPModel", base), config).save_pretrained(str(tmp_path / "adapter"))
-    with pytest.raises(AdapterError, match="IA3.*only LoRA"):
+    with pytest.raises(AdapterError, match=r"IA3.*only LoRA"):
         load(base, tmp_path / "adapter")
 
 
@@ -261,16 +262,23 @@ def test_nothing_of_peft_is_left(base: Path, tmp_path: Path) -> None:
     assert not [name for name, tensor in encoder.state_dict().items() if tensor.is_inference()]
     assert not [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     assert not encoder.training
-    plain = {name for name, _ in ImageEncoder(vision(base), NORMALISATION).named_parameters()}
+    plain = {name for name, _ in ImageEncoder(load_vision(base, CPU), NORMALISATION).named_parameters()}
     assert {name for name, _ in encoder.named_parameters()} == plain
 
 
-def vision(base: Path) -> nn.Module:
-    return load_class("CLIPVisionModelWithProjection", base)
+def test_megatron_is_not_imported_at_an_adapters_word(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "plain")
+    edit_config(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="megatron.of_a_stranger")
+    check_faithful(base, adapter, "CLIPModel", trained=tmp_path / "plain")
 
 
-def test_megatron_is_not_imported_at_an_adapters_word(base: Path, adapter: Path) -> None:
-    edit_config(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="antigravity")
-    check_config = json.loads((adapter / "adapter_config.json").read_text())
-    assert check_config["megatron_core"] == "antigravity"
-    check_faithful(base, adapter, "CLIPModel")
+@pytest.mark.parametrize("change", [{"use_what_is_not_yet_known": True}, {"mode_of_the_future": "other"}])
+def test_config_that_this_peft_would_pass_over_is_refused(base: Path, adapter: Path, change: dict[str, Any]) -> None:
+    edit_config(adapter / "adapter_config.json", **change)
+    with pytest.raises(AdapterError, match=f"{next(iter(change))}.*pip install -U peft"):
+        load(base, adapter)
+
+
+def test_nothing_is_printed(base: Path, adapter: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(base, adapter)
+    assert capfd.readouterr() == ("", "")

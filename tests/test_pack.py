@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -206,11 +206,12 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert os.fsencode(sample["__key__"]) == b"\xff\xfe/\xe9t\xe9"
 
 
-file_names = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=60)
-paths = st.lists(file_names.map(lambda name: f"d{name}"), min_size=1, max_size=3).map("/".join)
+file_names = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), max_size=50)
+paths = st.lists(file_names.map(lambda name: f"d{name}"), min_size=1, max_size=4).map("/".join)
 
 
 @settings(max_examples=60, deadline=None)
+@example({"d" * length: b"around 100 characters a name moves to an extended header" for length in range(90, 100)})
 @given(st.dictionaries(paths, st.binary(max_size=2000), min_size=1, max_size=6))
 def test_any_name_and_any_bytes_come_back_and_the_size_is_foreseen(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
@@ -218,7 +219,7 @@ def test_any_name_and_any_bytes_come_back_and_the_size_is_foreseen(
     root = tmp_path_factory.mktemp("any")
     members, expected = [], []
     for number, (name, data) in enumerate(files.items()):
-        relative = f"{number}/{name[:70]}.jpg"
+        relative = f"{number}/{name}.jpg"
         (root / relative).parent.mkdir(parents=True)
         (root / relative).write_bytes(data)
         members.append(Member(relative, len(data)))
@@ -406,14 +407,24 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: s
 
 
 def test_a_full_disk_is_one_clear_message_and_no_partial_file(slow_images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, slow_images, tmp_path / "shards", "--shards", "40"]
-    limited = ["sh", "-c", 'ulimit -f 8000 && exec "$@"', "sh", *map(str, command)]
-    result = subprocess.run(limited, capture_output=True, text=True, timeout=60)
+    result = run_limited(8000, slow_images, tmp_path / "shards", "--shards", 40)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"error: cannot write {tmp_path / 'shards'}/0000" in result.stderr and "File too large" in result.stderr
     assert listed(tmp_path / "shards") == ["index.json"]
     assert run(slow_images, tmp_path / "shards").returncode == 0
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 40
+
+
+def run_limited(blocks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A run that may write files of so many blocks of 512 bytes: what a full disk does, at a known place."""
+    command = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(images: Path, tmp_path: Path) -> None:
+    result = run_limited(0, images, tmp_path / "shards")
+    assert result.returncode == 2 and result.stderr.startswith("error: cannot write") and "index.json" in result.stderr
+    assert listed(tmp_path) == ["images"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(images: Path) -> None:

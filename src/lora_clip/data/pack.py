@@ -348,9 +348,7 @@ def write_shard(
 
 def _open_tar(file: BinaryIO) -> tarfile.TarFile:
     pax, one_read = tarfile.PAX_FORMAT, 1 << 20
-    return tarfile.TarFile(
-        fileobj=file, mode="w", format=pax, encoding="utf-8", copybufsize=one_read
-    )
+    return tarfile.TarFile(fileobj=file, mode="w", format=pax, encoding="utf-8", copybufsize=one_read)
 
 
 def _add(tar: tarfile.TarFile, images_dir: Path, member: Member) -> None:
@@ -456,36 +454,45 @@ def _write_missing(images_dir: Path, shards_dir: Path, shards: list[Shard], miss
 def _run_pool(images_dir: Path, shards_dir: Path, tasks: list[Task], workers: int) -> None:
     # Spawned, not forked: the caller may have threads, and a forked worker would hold the lock on SHARDS.
     context = multiprocessing.get_context("spawn")
-    stop, done = context.Event(), context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, _start_worker, (stop, done)) as pool:
+    # Shared without locks: a worker that is killed while it holds one would leave all others waiting.
+    stop, done = context.RawValue("b", 0), context.RawArray("q", len(tasks))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (stop, done))
+    with _interrupts_held() as held:
         try:
-            with _ctrl_c_deferred():
-                futures = [pool.submit(_work, images_dir, shards_dir / shard.name, files) for shard, files in tasks]
-            _follow(futures, done, sum(task.shard.images for task in tasks), f"{len(tasks):,} shards")
-        except BaseException:
-            stop.set()
+            jobs = [(n, images_dir, shards_dir / shard.name, files) for n, (shard, files) in enumerate(tasks)]
+            futures = [pool.submit(_work, *job) for job in jobs]
+            _follow(futures, done, sum(task.shard.images for task in tasks), held)
+        finally:
+            stop.value = 1
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 @contextmanager
-def _ctrl_c_deferred() -> Iterator[None]:
-    """Workers started in here never see Ctrl-C, which a terminal sends to all: the parent alone decides to stop."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _interrupts_held() -> Iterator[set[signal.Signals]]:
+    """Ctrl-C and SIGTERM, where they would interrupt, stay pending in here, in this process and in those it starts.
+
+    An interrupt inside `concurrent.futures` can leave a lock behind that its own threads then wait for for ever; and a
+    terminal sends Ctrl-C to the workers too, though the parent alone decides to stop.
+    """
+    held = {number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
-        yield
+        yield held
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow(futures: list[Future[None]], done: Any, total: int, title: str) -> None:
+def _follow(futures: list[Future[None]], done: Iterable[int], total: int, held: set[signal.Signals]) -> None:
+    title = _count(len(futures), "shard")
     interval = 0.1 if sys.stderr.isatty() else 10  # a log file is no place for ten lines a second
     with tqdm(desc=title, total=total, unit=" images", mininterval=interval, dynamic_ncols=True) as bar:
         pending = set(futures)
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-                bar.update(done.value - bar.n)
+                if signal.sigpending() & held:
+                    raise KeyboardInterrupt
+                bar.update(sum(done) - bar.n)
                 for future in finished:
                     future.result()
         except BaseException:
@@ -493,12 +500,16 @@ def _follow(futures: list[Future[None]], done: Any, total: int, title: str) -> N
             raise
 
 
-_signals: Any = None
+_stop: Any
+_done: Any
 
 
 def _start_worker(stop: Any, done: Any) -> None:
-    global _signals
-    _signals = stop, done
+    global _stop, _done
+    _stop, _done = stop, done
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )  # with which the pool ends what is left of a broken one
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -510,17 +521,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(images_dir: Path, target: Path, members: list[Member]) -> None:
-    write_shard(images_dir, target, members, _after_member)
+def _work(number: int, images_dir: Path, target: Path, members: list[Member]) -> None:
+    def after(member: Member) -> None:
+        if _stop.value:
+            raise _StoppedError
+        _done[number] += image_name(member.path) is not None
 
-
-def _after_member(member: Member) -> None:
-    stop, done = _signals
-    if stop.is_set():
-        raise _StoppedError
-    if image_name(member.path) is not None:
-        with done.get_lock():
-            done.value += 1
+    write_shard(images_dir, target, members, after)
 
 
 # The shards' folder

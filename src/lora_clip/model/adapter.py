@@ -116,7 +116,7 @@ def _image_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> dict[st
 
 
 def _root(vision: nn.Module, weights: Iterable[str]) -> nn.Module:
-    """The module whose names the adapter's weights use: the whole model, or its tower (CLIPVisionModel of transformers 5)."""
+    """The module whose names the adapter's weights use: the whole model, or its tower (CLIPVisionModel)."""
     whole = any(name.removeprefix(PREFIX).startswith(VISION_PARTS) for name in weights)
     root = vision if whole else vision.vision_model
     assert isinstance(root, nn.Module)
@@ -132,7 +132,7 @@ def _for_images(config: LoraConfig, root: nn.Module) -> LoraConfig:
 
 
 def _present(root: nn.Module, names: Iterable[str] | None) -> list[str] | None:
-    """Of `modules_to_save`, which PEFT takes for ends of names, those in the vision tower: CLIPModel has text modules too."""
+    """Of `modules_to_save`, to PEFT ends of names, those in the vision tower: CLIPModel has text modules too."""
     modules = [name for name, _ in root.named_modules()]
     return [name for name in names or () if any(module.endswith(name) for module in modules)] or None
 

@@ -42,9 +42,7 @@ def find_checkpoint(base: str | None, adapter: str | None) -> Checkpoint:
 
 def _with_adapter(base: str | None, adapter: str) -> Checkpoint:
     adapter_folder = _adapter_folder(adapter)
-    trained_on = read_adapter_config(adapter_folder).get("base_model_name_or_path")
-    if base is None and not trained_on:
-        raise AdapterError(f"adapter {adapter} does not say which base it was trained on: give model.base=…")
+    trained_on = _trained_on(adapter_folder)
     if base is None:
         return Checkpoint(*_own_base(adapter_folder, trained_on), adapter, adapter_folder)
     base_folder = _base_folder(base)
@@ -64,8 +62,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _own_base(adapter_folder: Path, trained_on: str) -> tuple[str, Path]:
+def _trained_on(adapter_folder: Path) -> str | None:
+    name = read_adapter_config(adapter_folder).get("base_model_name_or_path")
+    if name is not None and not isinstance(name, str):
+        raise AdapterError(f"{adapter_folder / 'adapter_config.json'}: base_model_name_or_path={name} is not a name")
+    return name or None
+
+
+def _own_base(adapter_folder: Path, trained_on: str | None) -> tuple[str, Path]:
     """The name and the folder of the base that an adapter names itself."""
+    if not trained_on:
+        raise AdapterError(f"adapter {adapter_folder} does not say which base it was trained on: give model.base=…")
     name = _beside(adapter_folder, trained_on)
     try:
         return name, _base_folder(name)
@@ -101,14 +108,17 @@ def _base_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
+    if (folder / "adapter_config.json").is_file():  # transformers would put that adapter onto the base, unasked
+        raise ModelError(
+            f"base {name} holds an adapter: give its folder as model.adapter=…, "
+            f"and a folder without adapter_config.json as model.base=…: {_files(folder)}"
+        )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}"
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}")
-    if (folder / "adapter_config.json").exists():  # transformers would put that adapter onto the base, unasked
-        raise ModelError(f"base {name} holds an adapter too: move adapter_config.json and its weights out of {folder}")
     return folder
 
 
@@ -131,7 +141,7 @@ def _files(folder: Path) -> str:
 
 
 def _download(name: str, patterns: Sequence[str], key: str) -> Path:
-    """A hub repository's files in the local cache; the hub's own safetensors conversion where the repository has none."""
+    """A hub repository's files in the local cache; the hub's safetensors conversion where the repository has none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
@@ -18,7 +17,7 @@ from lora_clip.model.checkpoint import Checkpoint
 from lora_clip.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionConfig
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MERGE_COSINE = 0.9999
@@ -35,16 +34,16 @@ class Normalisation:
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's vision tower with its projection, on uint8 pixels: the normalisation lies in the patch embedding's weights.
+    """CLIP's vision tower with its projection, on uint8 pixels: normalisation lies in the patch embedding's weights.
 
     `width` is D, `image_size` is H = W in pixels.
     """
 
-    def __init__(self, vision: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(self, vision: CLIPVisionModelWithProjection, normalisation: Normalisation) -> None:
         super().__init__()
         self.vision = vision
         self.width = int(vision.visual_projection.out_features)
-        self.image_size = int(vision.config.image_size)
+        self.image_size = _image_size(vision)
         embeddings = vision.vision_model.embeddings
         embeddings.patch_embedding = fold(embeddings.patch_embedding, normalisation)
 
@@ -57,7 +56,7 @@ class ImageEncoder(nn.Module):
 def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> nn.Conv2d:
     """A patch embedding of raw pixel values that equals the given one of normalised pixels.
 
-    conv((x * scale - mean) / std) = conv'(x) with weight' = weight * scale / std and bias' = bias - sum(weight * mean / std).
+    conv((x * scale - mean) / std) = conv'(x), weight' = weight * scale / std, bias' = bias - sum(weight * mean / std):
     uint8 values are exact in bfloat16, and a pass over the whole batch is saved.
     """
     assert isinstance(patch_embedding, nn.Conv2d)
@@ -67,7 +66,8 @@ def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> nn.Conv2d:
     bias = (
         patch_embedding.bias.detach() if patch_embedding.bias is not None else weight_DCHW.new_zeros(len(weight_DCHW))
     )
-    folded = nn.Conv2d(3, len(weight_DCHW), patch_embedding.kernel_size, patch_embedding.stride, bias=True)
+    patch = patch_embedding.kernel_size[0]
+    folded = nn.Conv2d(3, len(weight_DCHW), patch, patch, bias=True)
     folded.weight = nn.Parameter(weight_DCHW * (normalisation.scale / std_C)[:, None, None], requires_grad=False)
     shift_D = (weight_DCHW.double() * (mean_C / std_C).double()[:, None, None]).sum(dim=(1, 2, 3))
     folded.bias = nn.Parameter((bias.double() - shift_D).to(bias.dtype), requires_grad=False)
@@ -81,7 +81,7 @@ def load_encoder(
 
     Raises ModelError or AdapterError; never returns the base model in place of the adapted one.
     """
-    vision, summary = load_vision(checkpoint.base_folder).to(device), None
+    vision, summary = load_vision(checkpoint.base_folder, device), None
     if checkpoint.adapter_folder is None:
         encoder = ImageEncoder(vision, normalisation)
     else:
@@ -89,13 +89,13 @@ def load_encoder(
     return encoder.to(dtype).eval().requires_grad_(False), summary
 
 
-def load_vision(folder: Path) -> nn.Module:
-    """The vision tower with projection of a CLIP checkpoint, in float32. Raises ModelError where weights are missing."""
+def load_vision(folder: Path, device: torch.device) -> CLIPVisionModelWithProjection:
+    """The vision tower with projection of a CLIP checkpoint, in float32. Raises ModelError for another or a part."""
     from transformers import CLIPVisionModelWithProjection
 
     try:
         with quiet_transformers():
-            vision, info = CLIPVisionModelWithProjection.from_pretrained(
+            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                 folder,
                 config=_vision_config(folder),
                 dtype=torch.float32,
@@ -103,11 +103,17 @@ def load_vision(folder: Path) -> nn.Module:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # transformers meets files of strangers here
         raise ModelError(f"base {folder} cannot be loaded as a CLIP model: {type(error).__name__}: {error}") from error
+    vision, info = loaded
     if lacking := sorted(info["missing_keys"]):
         raise ModelError(f"base {folder} lacks {len(lacking)} weights of a CLIP vision model, such as {lacking[0]}")
-    return vision.eval().requires_grad_(False)
+    vision = vision.to(device).eval().requires_grad_(False)
+    if broken := sorted(name for name, weight in vision.named_parameters() if not weight.isfinite().all()):
+        raise ModelError(f"base {folder}: {len(broken)} weights are not finite, such as {broken[0]}")
+    return vision
 
 
 def _vision_config(folder: Path) -> CLIPVisionConfig:
@@ -121,13 +127,15 @@ def _vision_config(folder: Path) -> CLIPVisionConfig:
         raise ModelError(
             f"base {folder} is a model of type {kind}: a CLIP model is expected (type clip or clip_vision_model)"
         )
-    config = CLIPConfig.from_pretrained(folder)
-    config.vision_config.projection_dim = config.projection_dim
-    return config.vision_config
+    whole: Any = CLIPConfig.from_pretrained(folder)
+    whole.vision_config.projection_dim = whole.projection_dim
+    return whole.vision_config
 
 
-def _adapt(vision: nn.Module, folder: Path, normalisation: Normalisation) -> tuple[ImageEncoder, AdapterSummary]:
-    """The encoder with the adapter merged into it, proven on a probe to be neither the base nor another than the unmerged."""
+def _adapt(
+    vision: CLIPVisionModelWithProjection, folder: Path, normalisation: Normalisation
+) -> tuple[ImageEncoder, AdapterSummary]:
+    """The encoder with the adapter merged into it; a probe shows that it is not the base and the merge is exact."""
     pixels_BCHW = _probe(vision)
     inputs_BCHW = _normalise(pixels_BCHW, normalisation)
     base_BD = _embed(vision, inputs_BCHW)
@@ -142,7 +150,7 @@ def _adapt(vision: nn.Module, folder: Path, normalisation: Normalisation) -> tup
 
 
 @torch.inference_mode()
-def _embed(vision: nn.Module, inputs_BCHW: torch.Tensor) -> torch.Tensor:
+def _embed(vision: CLIPVisionModelWithProjection, inputs_BCHW: torch.Tensor) -> torch.Tensor:
     return vision(pixel_values=inputs_BCHW).image_embeds
 
 
@@ -163,9 +171,15 @@ def _check_merge(unmerged_BD: torch.Tensor, merged_BD: torch.Tensor, folder: Pat
         )
 
 
-def _probe(vision: nn.Module) -> torch.Tensor:
+def _image_size(vision: CLIPVisionModelWithProjection) -> int:
+    size = vision.config.image_size
+    assert isinstance(size, int)
+    return size
+
+
+def _probe(vision: CLIPVisionModelWithProjection) -> torch.Tensor:
     """Fixed random pixels (B, C, H, W) uint8, on the model's device, on which the merged model is compared."""
-    generator, size = torch.Generator().manual_seed(0), vision.config.image_size
+    generator, size = torch.Generator().manual_seed(0), _image_size(vision)
     pixels_BCHW = torch.randint(0, 256, (PROBE_IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
     return pixels_BCHW.to(vision.visual_projection.weight.device)
 
