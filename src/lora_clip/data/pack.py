@@ -507,9 +507,8 @@ _done: Any
 def _start_worker(stop: Any, done: Any) -> None:
     global _stop, _done
     _stop, _done = stop, done
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGTERM}
-    )  # with which the pool ends what is left of a broken one
+    # With SIGTERM the pool ends the workers that are left when one of them was killed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

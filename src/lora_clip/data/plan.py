@@ -9,7 +9,7 @@ from lora_clip.batch import Part
 from lora_clip.data.sources import Shard, Source, count_extensions
 from lora_clip.errors import ConfigError, DataError
 
-ROWS_PER_PART = 4096
+ROWS_PER_PART = 1024
 
 
 @dataclass(frozen=True)
