@@ -24,7 +24,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 def encode(image: Image.Image, form: str, **options: object) -> bytes:
     """The image as the bytes of a file: `encode(photo(8, 8), "PNG")`."""
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
+    image.copy().save(buffer, form, **options)  # a copy, since Pillow leaves marks of one format that upset the next
     return buffer.getvalue()
 
 

@@ -201,14 +201,14 @@ def command(overrides: Sequence[object], ranks: int, launcher: str) -> list[str]
 
 def start(
     *overrides: object, ranks: int = 1, launcher: str = "python", folder: Path | None = None,
-    preexec: Callable[[], None] | None = None, env: dict[str, str] | None = None,
+    preexec: Callable[[], None] | None = None, **more: str,
 ) -> Job:  # fmt: skip
     """Start a job cold."""
     logs = new_folder()
     with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(
-            command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            cwd=folder or logs, env=(environment() if env is None else env) | {"JOB": str(logs)}, start_new_session=True, preexec_fn=preexec,
+            command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
+            env=environment(JOB=str(logs), **more), start_new_session=True, preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)
 

@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all-linear": {"target_modules": "all-linear"},
     "some layers": {"layers_to_transform": [1], "layers_pattern": "layers"},
     "task type": {"task_type": "FEATURE_EXTRACTION"},
+    "task type of a head": {"task_type": "SEQ_CLS"},
     "module to save": {"modules_to_save": ["post_layernorm"]},
     "position embedding": {"target_modules": ["position_embedding", "q_proj"]},
     "pissa": {"init_lora_weights": "pissa"},
@@ -255,13 +256,13 @@ def test_what_is_loaded_is_what_the_file_holds(base: Path, adapter: Path, monkey
         load(base, adapter)
 
 
-def test_nothing_of_peft_is_left(base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(tmp_path / "adapter", base, use_dora=True, modules_to_save=["visual_projection"])
-    encoder = load(base, adapter)
+@pytest.mark.parametrize("lora", [{"use_dora": True, "modules_to_save": ["visual_projection"]}, {"bias": "all"}])
+def test_nothing_of_peft_is_left(base: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
+    encoder = load(base, save_adapter(tmp_path / "adapter", base, **lora))
     assert not [name for name, module in encoder.named_modules() if type(module).__module__.startswith("peft")]
     assert not [name for name, tensor in encoder.state_dict().items() if tensor.is_inference()]
     assert not [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
-    assert not encoder.training
+    assert not [name for name, module in encoder.named_modules() if module.training]
     plain = {name for name, _ in ImageEncoder(load_vision(base, CPU), NORMALISATION).named_parameters()}
     assert {name for name, _ in encoder.named_parameters()} == plain
 

@@ -97,6 +97,11 @@ def test_half_precision_stays_close_to_float32(base: Path, tmp_path: Path, adapt
     assert lowest_cosine(embeddings_BD, reference(base, adapter, "CLIPModel", PIXELS_BCHW)) >= 0.999
 
 
+def test_base_saved_in_half_precision_is_computed_with_in_float32(tmp_path: Path) -> None:
+    vision = load_vision(save_base(tmp_path / "base", dtype=torch.float16), CPU)
+    assert {parameter.dtype for parameter in vision.parameters()} == {torch.float32}
+
+
 def test_merged_in_float32_and_then_cast(base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", base)
     merged, cast = encoder_of(base, adapter).state_dict(), encoder_of(base, adapter, torch.bfloat16).state_dict()
@@ -137,7 +142,7 @@ def test_bert_is_not_clip(tmp_path: Path) -> None:
 
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"is a model of type bert: a CLIP model is expected"):
+    with pytest.raises(ModelError, match=r"^base .* is a model of type bert: a CLIP model is expected"):
         encoder_of(tmp_path)
 
 
@@ -209,7 +214,8 @@ def test_nothing_is_printed(own_base: Path, capfd: pytest.CaptureFixture[str]) -
         ("float16", "cpu", torch.float16),
     ],
 )
-def test_dtype_by_name(name: str, device: str, dtype: torch.dtype) -> None:
+def test_dtype_by_name(name: str, device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert resolve_dtype(name, device) == dtype
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -35,6 +36,8 @@ from jobs import (
 IMAGES = 400
 SMALL_BATCHES = ("data.batch_size=8", "data.num_workers=1")
 """Many commits and a job that is slow enough to be caught in the act."""
+SIGNALS = [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+SLOW = ("data.batch_size=4", "data.num_workers=1", "model.dtype=bfloat16")
 
 
 def look(output: Path) -> int:
@@ -70,17 +73,17 @@ def test_kill_of_all_then_another_number_of_ranks(seed: int) -> None:
         job.wait()
         assert job.gone()
         look(output)
-        assert set(before) <= set(text := ledger_text(output))
-        before = text
+        earlier, before = before, ledger_text(output)
+        assert set(earlier) <= set(before)
     ranks = chance.choice([1, 2, 3])
     nursery().predict(f"output_dir={output}", *SMALL_BATCHES, ranks=ranks).expect(0)
     assert snapshot(output) == snapshot(wanted)
     assert len(committed(output)) == len(set(committed(output))) == IMAGES
     assert set(before) <= set(ledger_text(output))
     check_layout(output, rows=IMAGES)
-    assert everything(output) == sorted(
-        {*everything(wanted), *(str(path.relative_to(output)) for path in output.glob("ranks/*"))}
-    )
+    assert {name for name in everything(output) if "rank_" not in name} == {
+        name for name in everything(wanted) if "rank_" not in name
+    }
 
 
 def ledger_text(output: Path) -> list[str]:
@@ -103,9 +106,7 @@ def two_ranks(request: pytest.FixtureRequest) -> Iterator[tuple[Job, Path]]:
         yield job, output
     finally:
         job.signal_all(signal.SIGKILL)
-
-
-SLOW = ("data.batch_size=4", "data.num_workers=1", "model.dtype=bfloat16")
+        job.wait()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -128,11 +129,15 @@ def test_a_signal_to_all_is_one_line(number: int, status: int, word: str, two_ra
     job, output = two_ranks
     assert not finished(output)
     under_torchrun = "torch.distributed.run" in psutil.Process(job.pid).cmdline()
-    job.signal_all(number)
-    outcome = job.wait(30)
+    if under_torchrun:
+        os.kill(job.pid, number)  # its ranks are in sessions of their own; it hands the signal on
+    else:
+        job.signal_all(number)
+    outcome = job.wait(40)
     assert job.gone(15), job.members()
     look(output)
     assert outcome.stderr.count(f"{word}: what is committed is safe") == 1, outcome.stderr
+    assert "[rank0]: Traceback" not in outcome.stderr, outcome.stderr
     if not under_torchrun:  # torchrun adds its own report, and has its own status
         assert outcome.status == status, outcome.stderr
         assert "Traceback" not in outcome.stderr, outcome.stderr
@@ -359,8 +364,6 @@ def test_another_adapter_after_resume_false(shards: Path) -> None:
 
 
 def test_figures_of_a_killed_run_do_not_count_again() -> None:
-    import json
-
     output = new_folder() / "output"
     job = nursery().start(f"output_dir={output}", "data.batch_size=4", "data.num_workers=0", ranks=3)
     assert wait_for(lambda: len(ledger_text(output)) >= 4, pause=0.002), job.stderr

@@ -228,6 +228,10 @@ def test_any_name_and_any_bytes_come_back_and_the_size_is_foreseen(
     write_shard(root, root / "one.tar", members)
     assert list(stored_in(root / "one.tar")) == expected
     assert (root / "one.tar").stat().st_size == packing._tar_size(members)
+    with tarfile.open(root / "one.tar", encoding="utf-8", errors="surrogateescape") as tar:
+        last = tar.getmembers()[-1]
+        end = last.offset_data + -(-last.size // 512) * 512
+    assert end == sum(map(packing._stored_size, members))
 
 
 # How many shards
@@ -365,6 +369,18 @@ def test_ctrl_c_leaves_whole_tars_only_and_says_one_line(
     assert all(len(list(stored_in(path))) == 3 for path in shards.glob("*.tar"))
 
 
+def test_an_interrupt_never_strikes_inside_the_pool() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    untouched = False
+    try:
+        with pytest.raises(KeyboardInterrupt), packing._interrupts_held() as held:
+            signal.raise_signal(signal.SIGINT)
+            untouched = signal.SIGINT in signal.sigpending() & held
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert untouched
+
+
 def test_a_file_that_vanishes_on_the_way_is_named(slow_images: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     process = start(slow_images, shards, "--shards", 40, "--workers", 1)
@@ -432,11 +448,12 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(images: Path) -> None:
         pack(images, Path("/proc/shards"))
 
 
-def test_a_killed_worker_ends_the_run_with_one_message(slow_images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_ends_the_run_with_one_message(slow_images: Path, tmp_path: Path, sent: signal.Signals) -> None:
     process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 2)
     wait_for_shard(tmp_path / "shards", 1, process)
     worker = next(p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline()))
-    worker.kill()
+    worker.send_signal(sent)
     _, errors = finish(process)
     assert process.returncode == 2 and "error: a worker process was killed" in errors and "Traceback" not in errors
     assert not list((tmp_path / "shards").glob("*.partial"))

@@ -104,7 +104,7 @@ def make_plan(
 
 def _gaps(done: Iterable[tuple[int, int]], target: int) -> Iterator[tuple[int, int]]:
     position = 0
-    for start, stop in sorted(done):
+    for start, stop in sorted(run for run in done if run[0] < run[1]):
         if position < min(start, target):
             yield position, min(start, target)
         position = max(position, stop)
