@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import check_layout, snapshot
+from test_plan import inventory
 
 from lora_clip.batch import EmbeddedBatch, ImageRow, Part, Reject
 from lora_clip.data.plan import Plan, make_plan
@@ -25,7 +26,6 @@ from lora_clip.output.lock import OutputLock
 from lora_clip.output.store import Store
 from lora_clip.output.verify import verify
 from lora_clip.output.writer import PartCommitter
-from test_plan import inventory
 
 WIDTH = 8
 
@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_message_and_no_partial_file(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left on device.*same command again"):
+    with pytest.raises(StorageError, match=r"No space left on device.*same command again"):
         embed(tmp_path, make_plan(inventory(9), {}, ranks=1, workers=1, batch_size=4), 4)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

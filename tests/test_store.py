@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def whole(*sizes: int) -> dict[str, str]:
 def test_any_division_gives_the_same_bytes(drawn: tuple[int, set[int]]) -> None:
     size, cuts = drawn
     bounds = [0, *sorted(cut for cut in cuts if cut < size), size]
-    parts = [Part(0, start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [Part(0, start, stop) for start, stop in pairwise(bounds)]
     store = Store(new_folder())
     for rank, part in enumerate(random.Random(size).sample(parts, len(parts))):
         write(store, part, rank=rank % 3)

@@ -34,7 +34,7 @@ def main(predict: Callable[[], Any]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours
     signal.signal(signal.SIGTERM, on_sigterm)
     _die_with_launcher()
-    _register_resolver()
+    register_resolver()
     with guard():
         if not _is_child():
             check_arguments(sys.argv[1:])
@@ -58,7 +58,8 @@ def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _register_resolver() -> None:
+def register_resolver() -> None:
+    """Let configs name what is embedded in the package: `${demo:shards}`."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("demo", lambda name: str(DEMO / name), replace=True)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,9 +108,12 @@ class Store:
         return whole
 
     def _drop(self, pieces: Iterable[Piece]) -> None:
-        for piece in pieces:
-            for kind in piece.checksums:
-                self.part_path(kind, part_of(piece)).unlink(missing_ok=True)
+        try:
+            for piece in pieces:
+                for kind in piece.checksums:
+                    self.part_path(kind, part_of(piece)).unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(self.parts, error) from error
 
     def _commit_files(
         self, targets: Mapping[str, Path], writers: Mapping[str, Callable[[BinaryIO], None]]
@@ -132,7 +136,8 @@ class Store:
                 sync_folder(folder)
         except OSError as error:
             for temporary in temporaries.values():
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
             raise storage_error(target, error) from error
         return checksums
 
@@ -201,8 +206,11 @@ class Store:
 
     def tidy(self) -> None:
         """Remove `parts/` once nothing is in it."""
-        if self.parts.is_dir() and not any(self.parts.iterdir()):
-            self.parts.rmdir()
+        try:
+            if self.parts.is_dir() and not any(self.parts.iterdir()):
+                self.parts.rmdir()
+        except OSError as error:
+            raise storage_error(self.parts, error) from error
 
 
 def part_of(piece: Piece) -> Part:
@@ -225,7 +233,7 @@ def write_npy(arrays: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dt
     header = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(file, header)
     for array in arrays:
-        file.write(np.ascontiguousarray(array).data)
+        file.write(np.ascontiguousarray(array, dtype.newbyteorder("<")).data)
 
 
 def write_table(tables: Iterable[pa.Table], schema: pa.Schema, file: BinaryIO) -> None:
@@ -277,7 +285,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise storage_error(path, error) from error
 
 
