@@ -193,7 +193,7 @@ def command(overrides: Sequence[object], ranks: int, launcher: str) -> list[str]
     """What a user types, for the CPU."""
     typed = list(map(str, overrides))
     cpu = [] if any(override.startswith("trainer.accelerator=") for override in typed) else ["trainer.accelerator=cpu"]
-    line = [str(PREDICT), *cpu, *typed]
+    line = [str(PREDICT), *typed, *cpu]
     if launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *line]
     return [sys.executable, *line, *([f"trainer.devices={ranks}"] if ranks > 1 else [])]

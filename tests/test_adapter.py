@@ -267,6 +267,12 @@ def test_nothing_of_peft_is_left(base: Path, tmp_path: Path, lora: dict[str, Any
     assert {name for name, _ in encoder.named_parameters()} == plain
 
 
+def test_task_of_another_kind_of_model_does_not_matter(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "plain")
+    edit_config(adapter / "adapter_config.json", task_type="CAUSAL_LM")
+    check_faithful(base, adapter, "CLIPModel", trained=tmp_path / "plain")
+
+
 def test_megatron_is_not_imported_at_an_adapters_word(base: Path, adapter: Path, tmp_path: Path) -> None:
     shutil.copytree(adapter, tmp_path / "plain")
     edit_config(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="megatron.of_a_stranger")

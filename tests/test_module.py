@@ -37,7 +37,7 @@ class Collect(pl.Callback):
     def __init__(self) -> None:
         self.outputs: list[EmbeddedBatch] = []
 
-    def on_predict_batch_end(self, trainer: Any, module: Any, outputs: EmbeddedBatch, *_: Any) -> None:  # type: ignore[override]
+    def on_predict_batch_end(self, trainer: Any, module: Any, outputs: EmbeddedBatch, *_: Any) -> None:
         self.outputs.append(outputs)
 
 

@@ -132,6 +132,7 @@ def test_a_row_that_is_no_unit_vector_is_a_reject() -> None:
     batch.embeddings_BD[1] = float("nan")
     batch.embeddings_BD[2] *= 1.5
     PartCommitter(store, 0, {0: 4}, frozenset({0}), np.inf).add(batch)
+    store.tidy()
     check_layout(store.root, rows=2, rejects=2)
     rejects = pq.read_table(store.path("rejects", 0)).to_pydict()
     assert rejects["position"] == [1, 2] and rejects["stage"] == ["encode"] * 2
@@ -179,4 +180,5 @@ def test_the_end_waits_until_all_is_committed() -> None:
     for batch in [*batches(Part(0, 0, 300)), *batches(Part(1, 0, 10))]:
         writer.write_on_batch_end(trainer, module, batch)
     writer.on_predict_end(trainer, module)
+    Store(root).tidy()
     check_layout(root, rows=310)

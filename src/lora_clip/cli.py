@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import multiprocessing
 import os
 import re
 import signal
@@ -44,13 +45,25 @@ def main(predict: Callable[[], Any]) -> NoReturn:
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own."""
+    """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own.
+
+    The exit is immediate: what Python would do at its end (joining workers, say) may fail in its turn, and say so.
+    """
     try:
         yield
     except BaseException as error:
         status = _report(error)
+        _kill_workers()
         sys.stdout.flush()
-        sys.exit(status)
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _kill_workers() -> None:
+    """End the data workers before they can complain that this process is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:

@@ -33,6 +33,18 @@ from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.quiet import quiet_lightning
 
 
+VALUES: dict[str, tuple[tuple[type, ...], str]] = {
+    "data.batch_size": ((int,), "a number of images, 1 or more"),
+    "data.num_workers": ((int, type(None)), "a number of processes, 0 or more, or null"),
+    "data.limit": ((int, type(None)), "a number of images, 1 or more, or null for all"),
+    "model.compile": ((bool,), "true or false"),
+    "output_dir": ((str,), "a folder"),
+    "resume": ((bool,), "true or false"),
+    "max_reject_fraction": ((int, float), "a number from 0 to 1"),
+}
+"""What kind of value a key takes, where anything else would go wrong far from here."""
+
+
 @dataclass(frozen=True)
 class Model:
     """The model's side of a job: where it lies, how its pixels are made, in what dtype it computes and is saved."""
@@ -63,8 +75,9 @@ def run(config: DictConfig) -> None:
     """
     started = time.time()
     quiet_lightning()
+    check(config)
     root = Path(config.output_dir).expanduser()
-    monitor, writer = Monitor(root), EmbeddingWriter(root, _fraction(config.max_reject_fraction))
+    monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
     trainer = launch.build_trainer(config.trainer, [monitor, writer])
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
@@ -78,6 +91,7 @@ def run(config: DictConfig) -> None:
         job = plan(config, space, source, model, launch.ranks_of(trainer), workers)
         if job.plan.images or launch.torchrun_shape():
             data.plan = job.plan
+            monitor.progress.clear()
             monitor.opening = lambda adapter: summary.opening(job.settings, job.inventory, job.plan, adapter)
             launch.predict(trainer, embedder, data)
         finish(job, space, monitor, embedder, started)
@@ -156,9 +170,9 @@ def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: 
 
 def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
     """Raises OutputError where a shard that is embedded, wholly or in part, is not the shard that it was."""
-    before = {shard.id: shard for shard in known}
-    pieces = store.pieces()
-    changed = [shard for shard in now if shard.id in pieces and before[shard.id].digest != shard.digest]
+    embedded = store.pieces()
+    before = {shard.id: shard for shard in known if shard.id in embedded}
+    changed = [shard for shard in now if shard.id in before and before[shard.id].digest != shard.digest]
     if changed:
         first, more = changed[0], f"; {len(changed) - 1} more changed" if len(changed) > 1 else ""
         raise OutputError(
@@ -198,7 +212,11 @@ def _unsound(root: Path, verdict: Verdict) -> str:
     )
 
 
-def _fraction(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"max_reject_fraction={value}: give a number from 0 to 1")
-    return value
+def check(config: DictConfig) -> None:
+    """Raises ConfigError where a value is not of the kind that its key takes."""
+    for key, (kinds, wanted) in VALUES.items():
+        value = OmegaConf.select(config, key)
+        if type(value) not in kinds:
+            raise ConfigError(f"{key}={value}: give {wanted}")
+    if not 0 <= config.max_reject_fraction <= 1:
+        raise ConfigError(f"max_reject_fraction={config.max_reject_fraction}: give a number from 0 to 1")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -155,11 +157,19 @@ class PixelDataModule(LightningDataModule):
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_quiet_worker if workers else None,
+            worker_init_fn=_settle_worker if workers else None,
             in_order=False,
         )
 
 
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means."""
+def _settle_worker(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means, and when to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent: PyTorch's own watch waits for ever where a full pipe holds the worker."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -50,7 +50,7 @@ def attach(vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
     weights = _image_weights(_read_weights(folder), folder)
     root = _root(vision, weights)
     with _peft(f"adapter {folder} does not fit the base model"):
-        model = get_peft_model(root, _for_images(config, root))
+        model = get_peft_model(root, _for_images(config))
     _check_fit(_weights_of(model), weights, folder)
     with _peft(f"adapter {folder} cannot be loaded"):
         set_peft_model_state_dict(model, weights)
@@ -123,18 +123,11 @@ def _root(vision: nn.Module, weights: Iterable[str]) -> nn.Module:
     return root
 
 
-def _for_images(config: LoraConfig, root: nn.Module) -> LoraConfig:
+def _for_images(config: LoraConfig) -> LoraConfig:
     """The adapter's config without what concerns training, tasks and text; Megatron would be imported at its word."""
     config.inference_mode, config.task_type = True, None
     config.trainable_token_indices = config.megatron_config = None
-    config.modules_to_save = _present(root, config.modules_to_save)
     return config
-
-
-def _present(root: nn.Module, names: Iterable[str] | None) -> list[str] | None:
-    """Of `modules_to_save`, to PEFT ends of names, those in the vision tower: CLIPModel has text modules too."""
-    modules = [name for name, _ in root.named_modules()]
-    return [name for name in names or () if any(module.endswith(name) for module in modules)] or None
 
 
 def _weights_of(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 from lora_clip.errors import OutputError
@@ -15,26 +16,26 @@ class OutputLock:
     """
 
     def __init__(self, root: Path) -> None:
-        self._file = (root / ".lock").open("ab+")
+        self.root = root
+        self._descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
 
     def claim(self) -> None:
         """Make sure that no other job's rank is alive, then share. Raises OutputError if one is."""
-        root = Path(self._file.name).parent
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise OutputError(
-                f"another job is writing to {root}: wait for it or stop it, or give this one its own output_dir"
+                f"another job is writing to {self.root}: wait for it or stop it, or give this one its own output_dir"
             ) from error
         except OSError as error:
             raise OutputError(
-                f"{root} is on a file system without locks ({error.strerror}): use another one"
+                f"{self.root} is on a file system without locks ({error.strerror}): use another one"
             ) from error
 
     def share(self) -> None:
         """Hold the lock together with the other ranks, until this process ends."""
-        fcntl.lockf(self._file, fcntl.LOCK_SH)
+        fcntl.lockf(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:
         """Let go, so that the directory can be removed or used by another job of this process."""
-        self._file.close()
+        os.close(self._descriptor)
