@@ -148,9 +148,16 @@ def test_embeddings_that_are_not_sound_are_found(
     assert "shard 2: " in problems(output) and words in problems(output), problems(output)
 
 
+def overwrite(content: bytes) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_bytes(content)
+
+    return change
+
+
 def test_what_cannot_be_read_is_found(output: Path) -> None:
-    forge(output, "img_emb", 2, lambda path: path.write_bytes(b"") and None)
-    forge(output, "metadata", 0, lambda path: path.write_bytes(b"PAR1") and None)
+    forge(output, "img_emb", 2, overwrite(b""))
+    forge(output, "metadata", 0, overwrite(b"PAR1"))
     assert "shard 2: its files cannot be read" in problems(output)
     assert "shard 0: its files cannot be read" in problems(output)
 

@@ -170,6 +170,8 @@ def test_what_fails_on_the_thread_is_raised_in_the_run(monkeypatch: pytest.Monke
         for batch in batches(Part(0, 0, 400)):
             writer.write_on_batch_end(trainer, module, batch)
         writer.on_predict_end(trainer, module)
+    assert writer._lock is not None
+    writer._lock.release()
 
 
 def test_the_end_waits_until_all_is_committed() -> None:
@@ -180,5 +182,7 @@ def test_the_end_waits_until_all_is_committed() -> None:
     for batch in [*batches(Part(0, 0, 300)), *batches(Part(1, 0, 10))]:
         writer.write_on_batch_end(trainer, module, batch)
     writer.on_predict_end(trainer, module)
+    assert writer._lock is not None
+    writer._lock.release()
     Store(root).tidy()
     check_layout(root, rows=310)

@@ -32,7 +32,6 @@ from lora_clip.output.verify import Verdict, verify
 from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.quiet import quiet_lightning
 
-
 VALUES: dict[str, tuple[tuple[type, ...], str]] = {
     "data.batch_size": ((int,), "a number of images, 1 or more"),
     "data.num_workers": ((int, type(None)), "a number of processes, 0 or more, or null"),

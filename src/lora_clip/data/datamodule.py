@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,6 +166,7 @@ class PixelDataModule(LightningDataModule):
 def _settle_worker(_: int) -> None:
     """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means, and when to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None  # errors go to the main process; only its sudden end would be complained of here
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

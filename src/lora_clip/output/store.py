@@ -161,7 +161,7 @@ class Store:
         paths = (self.locate(kind, piece) for piece in finals for kind in piece.checksums)
         return [str(path.relative_to(self.root)) for path in paths if not path.exists()]
 
-    def recover(self, targets: dict[int, int]) -> dict[int, list[Piece]]:
+    def recover(self, targets: Mapping[int, int]) -> dict[int, list[Piece]]:
         """Bring an interrupted output into order, and return what is committed of each shard.
 
         Files that no line of the ledger accounts for are deleted, and a manifest that no longer holds. A final shard of
