@@ -95,7 +95,7 @@ def test_any_division_and_any_interruptions_give_the_same_bytes(
         for ranks, workers, stop_after in (*runs, (*last, None)):
             done = {
                 id_: [(p.start, p.stop) for p in found] for id_, found in Store(root).recover(stock.targets).items()
-            }  # type: ignore[arg-type]
+            }
             plan = make_plan(stock, done, ranks=ranks, workers=workers, batch_size=batch_size)
             embed(root, plan, batch_size, stop_after)
         assemble(Store(root), stock.targets)
