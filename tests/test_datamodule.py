@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -223,6 +222,7 @@ def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) ->
 
 LOADS = """
 import sys, time
+sys.path.insert(0, sys.argv[2])
 from test_datamodule import SPEC, TarSource, module, plan_of
 import psutil
 source = TarSource(sys.argv[1])
@@ -240,9 +240,8 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
         tmp_path / "x.tar",
         {f"{i:03d}.{e}": (image if e == "jpg" else text) for i in range(400) for e in ("jpg", "txt")},
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", LOADS, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as main:
+    command = [sys.executable, "-c", LOADS, str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as main:
         assert isinstance(main.stdout, io.BufferedReader)
         workers = [psutil.Process(int(pid)) for pid in main.stdout.readline().split()]
         time.sleep(1)

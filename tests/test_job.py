@@ -243,7 +243,7 @@ def test_a_sweep_goes_on_after_a_point_without_memory() -> None:
     assert "Traceback" not in outcome.stderr
     check_layout(place / "out/data.batch_size=32", rows=64)
     assert everything(place)[0] == "out" and not [
-        name for name in everything(place) if "multirun" in name or "hydra" in name
+        name for name in everything(place) if name.endswith(("multirun", ".hydra"))
     ]
 
 

@@ -278,6 +278,13 @@ def test_reasons_are_the_same_from_run_to_run() -> None:
             decode(b"any")
 
 
+@pytest.mark.parametrize("error", [SyntaxError("broken"), struct.error("short"), IndexError(), EOFError(), KeyError(7)])
+def test_whatever_a_decoder_raises_is_this_one_images(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", lambda file, formats: (_ for _ in ()).throw(error))
+    with pytest.raises(ImageError, match=type(error).__name__):
+        decode(b"any")
+
+
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
 def test_an_extreme_aspect_ratio_is_refused_before_it_is_resized(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match=r"would be resized to"):
