@@ -19,10 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError
+from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError, TooManyRejectsError
 
 USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
 DEMO = Path(__file__).parent / "demo"
+EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
+"""Errors that may come to one rank alone, and so are said by that rank."""
 DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -105,14 +107,15 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 def _report(error: BaseException) -> int:
     """Print what a user should know of the error; returns the exit status."""
-    if isinstance(error, Terminated) or "Terminated" in _chain(error):
-        return _say("terminated: what is committed is safe; the same command goes on from there", TERMINATED)
-    if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in _chain(error):
-        return _say("interrupted: what is committed is safe; the same command goes on from there", INTERRUPTED)
+    if interruption := _interruption(error):
+        word, status = interruption
+        return _say(f"{word}: what is committed is safe; the same command goes on from there", status)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, LoraClipError):
-        return _say(f"error: {_own_words(error)}", USER_ERROR, everywhere=isinstance(error, StorageError | DataError))
+        return _say(f"error: {_own_words(error)}", USER_ERROR, everywhere=isinstance(error, EACH_RANKS_OWN))
+    if "Connection closed by peer" in str(error):
+        return _say("error: another rank has ended, and said why. The same command goes on from there", USER_ERROR)
     if (message := configuration_message(error)) is not None:
         return _say(f"error: {message}", USER_ERROR)
     if is_out_of_memory(error):
@@ -122,6 +125,13 @@ def _report(error: BaseException) -> int:
         return _say(f"error: {_own_words(error)} ({advice}). The same command goes on from there", USER_ERROR, True)
     sys.excepthook(type(error), error, error.__traceback__)
     return 1
+
+
+def _interruption(error: BaseException) -> tuple[str, int] | None:
+    names = _chain(error)
+    if "Terminated" in names:
+        return "terminated", TERMINATED
+    return ("interrupted", INTERRUPTED) if "KeyboardInterrupt" in names else None
 
 
 def _chain(error: BaseException) -> list[str]:

@@ -17,7 +17,7 @@ from lora_clip.data.datamodule import PixelDataModule
 from lora_clip.data.pixels import PreprocessSpec, load_spec
 from lora_clip.data.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.data.sources import Shard, Source, open_source
-from lora_clip.errors import ConfigError, OutputError
+from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.model.checkpoint import Checkpoint, file_digest, find_checkpoint, weights_digest
 from lora_clip.model.encoder import DTYPES, Normalisation, resolve_dtype
 from lora_clip.model.module import ClipEmbedder
@@ -65,6 +65,12 @@ class Job:
     wanted: Mapping[int, int]
     fingerprint: Mapping[str, Any]
     settings: summary.Settings
+    max_reject_fraction: float
+
+    @property
+    def allowed_rejects(self) -> float:
+        """How many of the images of this run may be rejected."""
+        return self.max_reject_fraction * self.plan.images
 
 
 def run(config: DictConfig) -> None:
@@ -164,7 +170,7 @@ def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: 
     settings = summary.Settings(
         model.checkpoint, space.root, ranks, workers, config.data.batch_size, model.dtype, model.output_dtype
     )
-    return Job(model, source, inventory, missing, wanted, fingerprint, settings)
+    return Job(model, source, inventory, missing, wanted, fingerprint, settings, config.max_reject_fraction)
 
 
 def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
@@ -190,16 +196,22 @@ def assemble(store: Store, targets: Mapping[int, int]) -> None:
 
 def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, started: float) -> None:
     """Assemble, verify, write the manifest and the report, and tell the user."""
+    ranks = monitor.finish()
     assemble(space.store, job.wanted)
     verdict = verify(space.root, job.wanted)
     if verdict.problems:
         raise OutputError(_unsound(space.root, verdict))
     if job.plan.images or read_manifest(space.root) is None:
-        run_record = summary.run_record(job.settings, monitor.finish(), started)
+        run_record = summary.run_record(job.settings, ranks, started)
         manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, embedder.adapter_summary)
         write_manifest(space.root, manifest)
         write_report(space.root, job.source, {shard.id: shard for shard in job.inventory.shards})
     print(summary.closing(space.root, job.plan, verdict), flush=True)
+    if (rejects := int(sum(rank.rejects for rank in ranks))) > job.allowed_rejects:
+        raise TooManyRejectsError(
+            f"{rejects:,} images rejected, more than max_reject_fraction allows for this run "
+            f"({int(job.allowed_rejects):,}): the reasons are above. The output is complete"
+        )
 
 
 def _unsound(root: Path, verdict: Verdict) -> str:

@@ -14,6 +14,7 @@ IRRELEVANT = (
     ".*GPU available but not used.*",
     ".*is_pinned.*",
     ".*treespec, LeafSpec.*",
+    ".*This DataLoader will create .* worker processes.*",
     ".*'pin_memory' argument is set as true but no accelerator.*",
 )
 
