@@ -24,7 +24,7 @@ from lora_clip.model.module import ClipEmbedder
 from lora_clip.observe import summary
 from lora_clip.observe.monitor import Monitor
 from lora_clip.observe.report import write_report
-from lora_clip.output.ledger import covers
+from lora_clip.output.ledger import covers, held, leading
 from lora_clip.output.manifest import build_manifest, read_manifest, write_manifest
 from lora_clip.output.space import Space
 from lora_clip.output.store import Store
@@ -160,9 +160,9 @@ def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: 
     known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
     inventory = take_inventory(source, known, config.data.limit)
     _check_unchanged(space.store, known, inventory.shards)
-    wanted = {line["id"]: line["wanted"] for line in records}
-    wanted |= {id_: max(wanted.get(id_, 0), target) for id_, target in inventory.targets.items()}
     shards = {shard.id: shard for shard in (*known, *inventory.shards)}
+    kept = space.held()
+    wanted = {id_: max(inventory.targets.get(id_, 0), kept.get(id_, 0)) for id_ in shards}
     space.begin(fingerprint, ({**shard.to_json(), "wanted": wanted[id_]} for id_, shard in sorted(shards.items())))
     pieces = space.store.recover(wanted)
     done = {shard: [(piece.start, piece.stop) for piece in found] for shard, found in pieces.items()}
@@ -189,8 +189,12 @@ def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard])
 def assemble(store: Store, targets: Mapping[int, int]) -> None:
     """Finish the shards whose pieces lie with several ranks."""
     for shard, pieces in store.pieces().items():
-        if targets.get(shard) and covers(pieces, targets[shard]) and not (len(pieces) == 1 and pieces[0].final):
-            store.assemble(0, shard, pieces)
+        if (
+            targets.get(shard)
+            and covers(pieces, targets[shard])
+            and not (pieces[0].final and covers(pieces[:1], held(leading(pieces))))
+        ):
+            store.assemble(0, shard, leading(pieces))
     store.tidy()
 
 

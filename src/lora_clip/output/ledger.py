@@ -110,11 +110,21 @@ def _disjoint(pieces: Sequence[Piece]) -> list[Piece]:
     return chosen
 
 
+def leading(pieces: Sequence[Piece]) -> list[Piece]:
+    """Of disjoint pieces, in order, those from position 0 to the first gap: what can be assembled."""
+    run: list[Piece] = []
+    for piece in pieces:
+        if piece.start > held(run):
+            break
+        run.append(piece)
+    return run
+
+
+def held(run: Sequence[Piece]) -> int:
+    """How many positions a run of pieces without a gap holds from position 0 on."""
+    return run[-1].stop if run else 0
+
+
 def covers(pieces: Sequence[Piece], target: int) -> bool:
     """Whether disjoint pieces, in order, hold every position [0, target)."""
-    position = 0
-    for piece in pieces:
-        if piece.start > position:
-            break
-        position = piece.stop
-    return position >= target
+    return held(leading(pieces)) >= target

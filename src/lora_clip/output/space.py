@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from lora_clip.errors import OutputError
 from lora_clip.output import record
+from lora_clip.output.ledger import held, leading
 from lora_clip.output.lock import OutputLock
 from lora_clip.output.store import SUFFIXES, Store, storage_error
 
@@ -64,6 +65,10 @@ class Space:
     def _continues(self) -> bool:
         """Whether something is there to go on from: a job that ended before its first commit binds no later one."""
         return self.resume and bool(self.store.ledger.pieces())
+
+    def held(self) -> dict[int, int]:
+        """How many leading positions of each shard are committed and to be kept."""
+        return {shard: held(leading(found)) for shard, found in self.store.pieces().items()} if self.resume else {}
 
     def begin(self, fingerprint: record.Fingerprint, inputs: Iterable[Mapping[str, Any]]) -> None:
         """Create the directory where it is missing, and record what it will hold."""

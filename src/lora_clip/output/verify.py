@@ -55,7 +55,7 @@ def verify(root: Path, targets: Mapping[int, int], checksums: bool = True) -> Ve
 def _check_shard(
     store: Store, shard: int, target: int, pieces: Sequence[Piece], verdict: Verdict, checksums: bool
 ) -> Iterator[str]:
-    target = max([target, *(piece.stop for piece in pieces)])
+    target = max([target, *(piece.stop for piece in pieces if piece.final)])
     verdict.images += target
     if target == 0:
         return

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lora_clip.batch import EmbeddedBatch, ImageRow, Part, Reject
 from lora_clip.errors import TooManyRejectsError
-from lora_clip.output.ledger import Piece, by_shard, covers
+from lora_clip.output.ledger import Piece, by_shard, covers, leading
 from lora_clip.output.lock import OutputLock
 from lora_clip.output.store import Store
 
@@ -89,7 +89,7 @@ class PartCommitter:
         pieces = by_shard([*self._pieces.get(shard, []), piece])[shard]
         self._pieces[shard] = pieces
         if covers(pieces, self.targets[shard]):
-            self.store.assemble(self.rank, shard, self._pieces.pop(shard))
+            self.store.assemble(self.rank, shard, leading(self._pieces.pop(shard)))
 
 
 def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], list[Reject]]:
