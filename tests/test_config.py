@@ -64,6 +64,8 @@ def test_a_key_given_twice_is_refused() -> None:
     cli.check_arguments(["data.shards=/a", "data.limit=3", "hydra.run.dir=a", "hydra.run.dir=b", "-m"])
     with pytest.raises(ConfigError, match=r"data\.shards is given 3 times: the shell expanded the braces"):
         cli.check_arguments([f"data.shards=/data/{number}.tar" for number in range(3)])
+    with pytest.raises(ConfigError, match=r"data\.limit is given 2 times: give it once$"):
+        cli.check_arguments(["data.limit=1", "data.limit=2"])
 
 
 def test_memory_errors_are_told_from_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,15 @@ def test_the_manifest_tells_what_and_how() -> None:
     assert {"base", "adapter", "preprocessing", "model_dtype", "output_dtype"} <= manifest["fingerprint"].keys()
     assert str(manifest["model"]["lora"]["rank"]) == "8" and {"torch", "python"} <= manifest["versions"].keys()
     assert manifest["run"]["images"] == IMAGES and manifest["run"]["wall_seconds"] > 0
+
+
+def test_a_manifest_that_a_kill_prevented_is_as_full() -> None:
+    output = new_folder() / "out"
+    shutil.copytree(uninterrupted(), output)
+    (output / "manifest.json").unlink()
+    predict(f"output_dir={output}").expect(0)
+    before, now = (json.loads((root / "manifest.json").read_text()) for root in (uninterrupted(), output))
+    assert {key: now[key] for key in now if key != "run"} == {key: before[key] for key in before if key != "run"}
 
 
 # --- Sweeps ----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def message_of(outcome: Outcome) -> str:
     assert outcome.status == 2, (outcome.status, outcome.stdout, outcome.stderr)
     assert outcome.stdout == ""
     assert outcome.stderr.startswith("error: "), outcome.stderr
-    for noise in ("Traceback", "Warning", "\nerror", "HYDRA_FULL_ERROR", "hydra.errors", "omegaconf."):
+    for noise in ("Traceback", "Warning", "\nerror", "HYDRA_FULL_ERROR", "search path", "hydra.errors", "omegaconf."):
         assert noise not in outcome.stderr, outcome.stderr
     assert outcome.stderr.count("\n") <= 12, outcome.stderr
     return outcome.stderr

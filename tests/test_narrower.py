@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def test_other_shards_after_an_interrupted_run(interrupted: tuple[Path, Path]) -
 
 def test_a_tar_that_was_listed_and_then_removed(interrupted: tuple[Path, Path]) -> None:
     place, output = interrupted
-    os.unlink(place / "in/0.tar")
+    (place / "in/0.tar").unlink()
     run(place / "in", output).expect(0)
     assert {shard for shard, _ in identities(output)} == {1, 2}
 

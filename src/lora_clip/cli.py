@@ -25,6 +25,7 @@ USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
 DEMO = Path(__file__).parent / "demo"
 EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
 """Errors that may come to one rank alone, and so are said by that rank."""
+BRACES = """Put the pattern in two pairs of quotes: 'data.shards="/data/{00000..00056}.tar"'"""
 DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -98,11 +99,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     keys = Counter(argument.partition("=")[0] for argument in arguments if "=" in argument and argument[0] != "-")
     for key, times in keys.items():
         if times > 1 and not key.startswith("hydra"):
-            hint = ": the shell expanded the braces" if key == "data.shards" else ""
-            raise ConfigError(
-                f"{key} is given {times} times{hint}. Give it once; a brace pattern goes in two pairs of quotes: "
-                f"""'{key}="/data/{{00000..00056}}.tar"'"""
-            )
+            hint = f": the shell expanded the braces. {BRACES}" if key == "data.shards" else ": give it once"
+            raise ConfigError(f"{key} is given {times} times{hint}")
 
 
 def _report(error: BaseException) -> int:
@@ -177,11 +175,8 @@ def configuration_message(error: BaseException) -> str | None:
         return None
     text = str(error).strip()
     if "{" in text and ("data.shards" in text or "mismatched input" in text or "extraneous input" in text):
-        return (
-            "bare braces are Hydra's own syntax. Put the pattern in two pairs of quotes: "
-            """'data.shards="/data/{00000..00056}.tar"'"""
-        )
-    return _unknown_key(text) or text
+        return f"bare braces are Hydra's own syntax. {BRACES}"
+    return _unknown_key(text) or text.partition("\nConfig search path")[0].strip()
 
 
 def _unknown_key(text: str) -> str | None:

@@ -18,6 +18,7 @@ from lora_clip.data.pixels import PreprocessSpec, load_spec
 from lora_clip.data.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.data.sources import Shard, Source, open_source
 from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
+from lora_clip.model.adapter import AdapterSummary, summarise
 from lora_clip.model.checkpoint import Checkpoint, file_digest, find_checkpoint, weights_digest
 from lora_clip.model.encoder import DTYPES, Normalisation, resolve_dtype
 from lora_clip.model.module import ClipEmbedder
@@ -207,7 +208,8 @@ def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, sta
         raise OutputError(_unsound(space.root, verdict))
     if job.plan.images or read_manifest(space.root) is None:
         run_record = summary.run_record(job.settings, ranks, started)
-        manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, embedder.adapter_summary)
+        adapter = embedder.adapter_summary or _adapter_on_disk(job.model.checkpoint)
+        manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, adapter)
         write_manifest(space.root, manifest)
         write_report(space.root, job.source, {shard.id: shard for shard in job.inventory.shards})
     print(summary.closing(space.root, job.plan, verdict), flush=True)
@@ -216,6 +218,11 @@ def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, sta
             f"{rejects:,} images rejected, more than max_reject_fraction allows for this run "
             f"({int(job.allowed_rejects):,}): the reasons are above. The output is complete"
         )
+
+
+def _adapter_on_disk(checkpoint: Checkpoint) -> AdapterSummary | None:
+    """What the adapter is, for a run that had nothing left to embed and so loaded no model."""
+    return None if checkpoint.adapter_folder is None else summarise(checkpoint.adapter_folder)
 
 
 def _unsound(root: Path, verdict: Verdict) -> str:

@@ -55,7 +55,7 @@ def attach(vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
     with _peft(f"adapter {folder} cannot be loaded"):
         set_peft_model_state_dict(model, weights)
     _check_loaded(_weights_of(model), weights, folder)
-    return model.eval(), _summary(model, config)
+    return model.eval(), _summary(weights, config)
 
 
 def merge(model: PeftModel, folder: Path) -> None:
@@ -164,10 +164,12 @@ def _count(what: str, names: Iterable[str], total: int) -> str:
     return f"{len(listed)} of {total} weights {what} (such as {listed[0]})" if listed else ""
 
 
-def _summary(model: nn.Module, config: LoraConfig) -> AdapterSummary:
-    from peft.tuners.lora import LoraLayer
+def summarise(folder: Path) -> AdapterSummary:
+    """What an adapter is, from its files alone. Raises AdapterError."""
+    return _summary(_image_weights(_read_weights(folder), folder), _read_config(folder))
 
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    ranks = sorted({rank for layer in layers for rank in layer.r.values()})
+
+def _summary(weights: Mapping[str, torch.Tensor], config: LoraConfig) -> AdapterSummary:
+    ranks = [weight.shape[0] for name, weight in weights.items() if ".lora_A" in name or ".lora_embedding_A" in name]
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
-    return AdapterSummary(kind, "/".join(map(str, ranks)), len(layers))
+    return AdapterSummary(kind, "/".join(map(str, sorted(set(ranks)))), len(ranks))
