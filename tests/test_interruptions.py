@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,21 @@ def test_a_signal_to_one_process_is_one_line(number: int, status: int, word: str
     ]
     assert len(report) == 1 and report[0].startswith(f"{word}: "), outcome.stderr
     look(output)
+
+
+def test_a_signal_in_the_middle_of_a_destructor_is_not_lost() -> None:
+    script = """
+import os, signal
+from lora_clip import cli
+class Fragile:
+    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)
+def predict():
+    del (made := [Fragile()])[0]
+    print("went on")
+cli.main(predict)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 143 and ended.stdout == "" and ended.stderr.count("\n") == 1, ended
 
 
 def test_a_signal_before_the_first_commit_leaves_nothing() -> None:

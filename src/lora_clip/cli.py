@@ -37,6 +37,7 @@ def main(predict: Callable[[], Any]) -> NoReturn:
     """Run the Hydra entry and exit with its status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours
     signal.signal(signal.SIGTERM, on_sigterm)
+    sys.unraisablehook = on_unraisable
     _die_with_launcher()
     register_resolver()
     with guard():
@@ -55,11 +56,21 @@ def guard() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = _report(error)
-        _kill_workers()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _end(error)
+
+
+def _end(error: BaseException) -> NoReturn:
+    status = _report(error)
+    _kill_workers()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def on_unraisable(unraisable: Any) -> None:
+    """What a destructor raised: a signal that came in the middle of one must not be lost, the rest helps nobody."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _end(unraisable.exc_value)
 
 
 def _kill_workers() -> None:
