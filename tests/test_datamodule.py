@@ -156,7 +156,8 @@ def test_a_tar_that_shrinks_while_it_is_read_is_a_data_error(tmp_path: Path) -> 
 def module(source: TarSource, plan: Plan, workers: int, batch_size: int, rank: int = 0) -> PixelDataModule:
     made = PixelDataModule(source, SPEC, batch_size, workers)
     made.plan = plan
-    made.trainer = SimpleNamespace(global_rank=rank, strategy=SimpleNamespace(broadcast=lambda value: value))  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda value: value)
+    made.trainer = SimpleNamespace(global_rank=rank, strategy=strategy)  # type: ignore[assignment]
     return made
 
 

@@ -92,6 +92,9 @@ class PixelBatch:
         """The same batch with its pixels in page-locked memory; the DataLoader calls this."""
         return replace(self, pixels_BCHW=self.pixels_BCHW.pin_memory())
 
+    def release(self) -> None:
+        """Say that the pixels were read and their memory may be used again."""
+
 
 @dataclass(slots=True)
 class EmbeddedBatch:

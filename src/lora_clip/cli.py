@@ -36,6 +36,7 @@ class Terminated(KeyboardInterrupt):
 def main(predict: Callable[[], Any]) -> NoReturn:
     """Run the Hydra entry and exit with its status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait take cores from decoding
     signal.signal(signal.SIGTERM, on_sigterm)
     sys.unraisablehook = on_unraisable
     _die_with_launcher()

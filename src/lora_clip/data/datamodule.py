@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,10 +18,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lora_clip.batch import ImageRow, Part, PixelBatch, RawSample, Reject
 from lora_clip.data.pixels import ImageError, PreprocessSpec, decode, fit
 from lora_clip.data.plan import Plan
+from lora_clip.data.ring import Ring, SharedBatch
 from lora_clip.data.sources import Shard, Source
 from lora_clip.errors import DataError
 
 PREFETCHED_BATCHES = 2
+HELD_BATCHES = 2
+"""How many batches the main process may hold: the one in the model, and the next."""
+NICENESS = 10
+"""Of workers beside a model on the CPU: its threads wait for one another, so one held up by decoding holds up all."""
 
 
 class PixelDataset(IterableDataset[PixelBatch]):
@@ -33,9 +39,10 @@ class PixelDataset(IterableDataset[PixelBatch]):
         batch_size: int,
         shards: Mapping[int, Shard],
         shares: Sequence[Sequence[Part]],
+        ring: Ring | None = None,
     ) -> None:
         self.source, self.spec, self.batch_size = source, spec, batch_size
-        self.shards, self.shares = shards, shares
+        self.shards, self.shares, self.ring = shards, shares, ring
 
     def __iter__(self) -> Iterator[PixelBatch]:
         worker = get_worker_info()
@@ -51,16 +58,24 @@ class PixelDataset(IterableDataset[PixelBatch]):
     def _batch(self, samples: Iterator[RawSample], positions: int, part: Part, last: bool) -> PixelBatch:
         """The next `positions` samples; images fill the batch from its start, rejected ones take no place."""
         started = time.perf_counter()
-        pixels_BCHW = torch.zeros((self.batch_size, 3, *self.spec.crop), dtype=torch.uint8)
-        batch = PixelBatch(pixels_BCHW, [], [], part, last)
+        batch = self._empty(part, last)
         read = 0.0
         for _ in range(positions):
             before = time.perf_counter()
             sample = _next(samples, self.shards[part.shard])
             read += time.perf_counter() - before
             self._add(sample, batch)
+        batch.pixels_BCHW[len(batch.rows) :] = 0
         batch.seconds = {"read": read, "decode": time.perf_counter() - started - read}
         return batch
+
+    def _empty(self, part: Part, last: bool) -> PixelBatch:
+        worker = get_worker_info()
+        if self.ring is None or worker is None:
+            shape = batch_shape(self.batch_size, self.spec)
+            return PixelBatch(torch.empty(shape, dtype=torch.uint8), [], [], part, last)
+        pixels_BCHW, slot = self.ring.take(worker.id)
+        return SharedBatch(pixels_BCHW, [], [], part, last, slot=slot)
 
     def _add(self, sample: RawSample, batch: PixelBatch) -> None:
         if sample.damage is not None:
@@ -73,6 +88,11 @@ class PixelDataset(IterableDataset[PixelBatch]):
             batch.rejects.append(reject(sample, "decode", str(error) or type(error).__name__))
             return
         batch.rows.append(describe(sample, width=pixels_HWC.shape[1], height=pixels_HWC.shape[0]))
+
+
+def batch_shape(batch_size: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    """(B, C, H, W) of a batch of pixels."""
+    return batch_size, 3, *spec.crop
 
 
 def _next(samples: Iterator[RawSample], shard: Shard) -> RawSample:
@@ -149,22 +169,35 @@ class PixelDataModule(LightningDataModule):
         """The batches of this rank, as soon as any worker has one."""
         assert self.trainer is not None and self.plan is not None
         shares = self.plan.shares[self.trainer.global_rank]
-        dataset = PixelDataset(self.source, self.spec, self.batch_size, self.plan.shards, shares)
-        busy = sum(1 for share in shares if share)
-        workers = self.num_workers if busy else 0
+        workers = self.num_workers if any(shares) else 0
+        ring = self._ring(workers) if workers else None
+        dataset = PixelDataset(self.source, self.spec, self.batch_size, self.plan.shards, shares, ring)
         return DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_settle_worker if workers else None,
+            worker_init_fn=partial(_settle_worker, self._niceness()) if workers else None,
             in_order=False,
+            multiprocessing_context="fork" if workers else None,
         )
 
+    def _niceness(self) -> int:
+        assert self.trainer is not None
+        return NICENESS if self.trainer.strategy.root_device.type == "cpu" else 0
 
-def _settle_worker(_: int) -> None:
+    def _ring(self, workers: int) -> Ring | None:
+        """Shared buffers, where the device reads them before `release`: a CPU does, and page-locked copies do."""
+        assert self.trainer is not None
+        if self.trainer.strategy.root_device.type not in ("cpu", "cuda"):
+            return None
+        return Ring(workers, PREFETCHED_BATCHES + HELD_BATCHES, batch_shape(self.batch_size, self.spec))
+
+
+def _settle_worker(niceness: int, _: int) -> None:
     """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means, and when to end."""
+    os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None  # errors go to the main process; only its sudden end would be complained of here
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -14,64 +13,48 @@ from torch.nn import functional
 from lora_clip.errors import AdapterError, ConfigError, ModelError
 from lora_clip.model.adapter import USE_BASE, AdapterSummary, attach, merge
 from lora_clip.model.checkpoint import Checkpoint
+from lora_clip.model.tower import Normalisation, VisionTower
 from lora_clip.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MERGE_COSINE = 0.9999
+SAME_COSINE = 0.9999
 PROBE_IMAGES = 2
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What turns a uint8 pixel into the model's input: (x * scale - mean) / std, one mean and std a channel."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+CACHED_IMAGES = 16
+"""How many images a CPU takes at once: what passes between layers then stays in its caches."""
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's vision tower with its projection, on uint8 pixels: normalisation lies in the patch embedding's weights.
-
-    `width` is D, `image_size` is H = W in pixels.
-    """
+    """CLIP's vision tower with its projection, on uint8 pixels; `width` is D, `image_size` is H = W in pixels."""
 
     def __init__(self, vision: CLIPVisionModelWithProjection, normalisation: Normalisation) -> None:
         super().__init__()
-        self.vision = vision
+        self.tower = VisionTower(vision, normalisation)
         self.width = int(vision.visual_projection.out_features)
         self.image_size = _image_size(vision)
-        embeddings = vision.vision_model.embeddings
-        embeddings.patch_embedding = fold(embeddings.patch_embedding, normalisation)
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm."""
-        dtype = self.vision.visual_projection.weight.dtype
-        return functional.normalize(self.vision(pixel_values=pixels_BCHW.to(dtype)).image_embeds.float(), dim=-1)
+        chunks = pixels_BCHW.split(CACHED_IMAGES) if pixels_BCHW.device.type == "cpu" else (pixels_BCHW,)
+        return functional.normalize(torch.cat([self.tower(chunk) for chunk in chunks]).float(), dim=-1)
 
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Let the products be computed in `dtype`.
 
-def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> nn.Conv2d:
-    """A patch embedding of raw pixel values that equals the given one of normalised pixels.
-
-    conv((x * scale - mean) / std) = conv'(x), weight' = weight * scale / std, bias' = bias - sum(weight * mean / std):
-    uint8 values are exact in bfloat16, and a pass over the whole batch is saved.
-    """
-    assert isinstance(patch_embedding, nn.Conv2d)
-    weight_DCHW = patch_embedding.weight.detach()
-    mean_C = weight_DCHW.new_tensor(normalisation.mean)
-    std_C = weight_DCHW.new_tensor(normalisation.std)
-    bias = (
-        patch_embedding.bias.detach() if patch_embedding.bias is not None else weight_DCHW.new_zeros(len(weight_DCHW))
-    )
-    patch = patch_embedding.kernel_size[0]
-    folded = nn.Conv2d(3, len(weight_DCHW), patch, patch, bias=True)
-    folded.weight = nn.Parameter(weight_DCHW * (normalisation.scale / std_C)[:, None, None], requires_grad=False)
-    shift_D = (weight_DCHW.double() * (mean_C / std_C).double()[:, None, None]).sum(dim=(1, 2, 3))
-    folded.bias = nn.Parameter((bias.double() - shift_D).to(bias.dtype), requires_grad=False)
-    return folded
+        On a CPU the stream of tokens stays float32: that costs nothing there and brings the embeddings four times
+        closer to float32's. All weights are copied out of the file's mapping: how that happens to be aligned would show
+        in the last bits of a product.
+        """
+        for parameter in self.parameters():
+            parameter.data = parameter.data.clone()
+        if self.tower.start_TD.device.type != "cpu":
+            return self.to(dtype)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        return self
 
 
 def load_encoder(
@@ -83,10 +66,19 @@ def load_encoder(
     """
     vision, summary = load_vision(checkpoint.base_folder, device), None
     if checkpoint.adapter_folder is None:
-        encoder = ImageEncoder(vision, normalisation)
+        encoder = _plain(vision, checkpoint.base_folder, normalisation)
     else:
         encoder, summary = _adapt(vision, checkpoint.adapter_folder, normalisation)
-    return encoder.to(dtype).eval().requires_grad_(False), summary
+    return encoder.cast(dtype).eval().requires_grad_(False), summary
+
+
+def _plain(vision: CLIPVisionModelWithProjection, folder: Path, normalisation: Normalisation) -> ImageEncoder:
+    """The base model alone."""
+    pixels_BCHW = _probe(vision)
+    expected_BD = _embed(vision, _normalise(pixels_BCHW, normalisation))
+    encoder = ImageEncoder(vision, normalisation)
+    _check_same(expected_BD, encoder, pixels_BCHW, f"base {folder}: embeddings differ from those of transformers")
+    return encoder
 
 
 def load_vision(folder: Path, device: torch.device) -> CLIPVisionModelWithProjection:
@@ -145,8 +137,9 @@ def _adapt(
     _check_changed(base_BD, unmerged_BD, folder, summary)
     merge(model, folder)
     encoder = ImageEncoder(vision, normalisation)
-    with torch.inference_mode():
-        _check_merge(unmerged_BD, encoder(pixels_BCHW), folder)
+    _check_same(
+        unmerged_BD, encoder, pixels_BCHW, f"adapter {folder}: the merged model disagrees with the unmerged one"
+    )
     return encoder, summary
 
 
@@ -163,13 +156,12 @@ def _check_changed(base_BD: torch.Tensor, adapted_BD: torch.Tensor, folder: Path
         )
 
 
-def _check_merge(unmerged_BD: torch.Tensor, merged_BD: torch.Tensor, folder: Path) -> None:
-    cosine = float(functional.cosine_similarity(unmerged_BD, merged_BD).min())
-    if not cosine >= MERGE_COSINE:
-        raise AdapterError(
-            f"adapter {folder}: the merged model disagrees with the unmerged one (cosine {cosine:.6f}, "
-            f"at least {MERGE_COSINE} is expected)"
-        )
+@torch.inference_mode()
+def _check_same(expected_BD: torch.Tensor, encoder: ImageEncoder, pixels_BCHW: torch.Tensor, otherwise: str) -> None:
+    cosine = float(functional.cosine_similarity(expected_BD, encoder(pixels_BCHW)).min())
+    if not cosine >= SAME_COSINE:
+        kind = AdapterError if otherwise.startswith("adapter") else ModelError
+        raise kind(f"{otherwise} (cosine {cosine:.6f}, at least {SAME_COSINE} is expected)")
 
 
 def _image_size(vision: CLIPVisionModelWithProjection) -> int:
@@ -194,12 +186,19 @@ def _normalise(pixels_BCHW: torch.Tensor, normalisation: Normalisation) -> torch
 
 
 def resolve_dtype(name: str, device_type: str) -> torch.dtype:
-    """The dtype that `model.dtype` names; `auto` is bfloat16 on a GPU that computes in it, else float32.
+    """The dtype that `model.dtype` names; `auto` is bfloat16 on a device that computes in it, else float32.
 
     Raises ConfigError for another name.
     """
     if name == "auto":
-        return torch.bfloat16 if device_type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        able = torch.cuda.is_bf16_supported() if device_type == "cuda" else device_type == "cpu" and _cpu_has_bfloat16()
+        return torch.bfloat16 if able else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"model.dtype={name}: auto, {', '.join(DTYPES)} are known")
     return DTYPES[name]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU has instructions for products in bfloat16; without them it is slower than float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))

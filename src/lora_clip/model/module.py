@@ -45,10 +45,11 @@ class ClipEmbedder(pl.LightningModule):
                 f"its vision tower takes {self.encoder.image_size}"
             )
         if self.compile_model:
-            self.encoder.compile(dynamic=False)
+            self.encoder.tower.compile(dynamic=False)
 
     def predict_step(self, batch: PixelBatch, batch_idx: int) -> EmbeddedBatch:
         """The batch's embeddings (B, D) in the output's dtype, on the device; nothing is waited for."""
         assert self.encoder is not None
         embeddings_BD = self.encoder(batch.pixels_BCHW).to(self.output_dtype)
+        batch.release()
         return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.part, batch.last)
