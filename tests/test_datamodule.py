@@ -175,6 +175,7 @@ def seen(found: Iterator[PixelBatch] | Any) -> Seen:
         for reject in batch.rejects:
             assert (reject.shard, reject.position) not in samples
             samples[reject.shard, reject.position] = (reject.key, reject.error, b"")
+        batch.release()
     return samples
 
 
