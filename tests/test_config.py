@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lora_clip import cli, sweep
+from lora_clip import cli
 from lora_clip.errors import ConfigError
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -75,16 +75,3 @@ def test_memory_errors_are_told_from_others() -> None:
     )
     assert cli.is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert not cli.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-
-
-def test_points_are_named_after_what_differs() -> None:
-    points = [["data.batch_size=32", "data.folder=/a/b"], ["data.batch_size=64", "data.folder=/a/b"]]
-    assert sweep.name_points(points) == ["data.batch_size=32", "data.batch_size=64"]
-    assert sweep.name_points([["data.folder=/a/b"]]) == ["data.folder=_a_b"]
-
-
-def test_the_table_of_a_sweep_has_a_row_a_point() -> None:
-    done = sweep.Point("a", 32, "done", 1234.5, 0.25, 3 << 20)
-    lines = sweep.table([done, sweep.Point("b", 64, "out of memory")]).splitlines()
-    assert lines[1].split() == ["a", "32", "1,234.5", "25%", "3", "MiB", "done"]
-    assert lines[2].split() == ["b", "64", "-", "-", "-", "out", "of", "memory"]

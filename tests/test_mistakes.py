@@ -138,7 +138,7 @@ def test_an_adapter_that_does_not_do_is_refused_and_leaves_nothing(place: Path) 
     ("overrides", "differences"),
     [
         (["output.dtype=float32"], ["output_dtype", "float16", "float32"]),
-        (["model.dtype=bfloat16"], ["model_dtype", "float32", "bfloat16"]),
+        (["model.dtype=float16"], ["model_dtype", "float16"]),
         (["model.adapter=null", "model.base={base}"], ["adapter"]),
         (["data.image_key=jpg"], ["image_key"]),
     ],

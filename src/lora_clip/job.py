@@ -84,7 +84,7 @@ def run(config: DictConfig) -> None:
     check(config)
     root = Path(config.output_dir).expanduser()
     monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
-    trainer = launch.build_trainer(config.trainer, [monitor, writer])
+    trainer = launch.build_trainer(config.trainer, monitor.around(writer))
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
     workers = launch.resolve_workers(config.data.num_workers, trainer.num_devices)
@@ -97,7 +97,7 @@ def run(config: DictConfig) -> None:
         job = plan(config, space, source, model, launch.ranks_of(trainer), workers)
         if job.plan.images or launch.torchrun_shape():
             data.plan = job.plan
-            monitor.progress.clear()
+            monitor.clear(timelines=job.plan.images > 0)
             monitor.opening = lambda adapter: summary.opening(job.settings, job.inventory, job.plan, adapter)
             launch.predict(trainer, embedder, data)
         finish(job, space, monitor, embedder, started)
@@ -207,7 +207,7 @@ def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, sta
     if verdict.problems:
         raise OutputError(_unsound(space.root, verdict))
     if job.plan.images or read_manifest(space.root) is None:
-        run_record = summary.run_record(job.settings, ranks, started)
+        run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
         adapter = embedder.adapter_summary or _adapter_on_disk(job.model.checkpoint)
         manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, adapter)
         write_manifest(space.root, manifest)

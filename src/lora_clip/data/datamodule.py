@@ -57,8 +57,8 @@ class PixelDataset(IterableDataset[PixelBatch]):
 
     def _batch(self, samples: Iterator[RawSample], positions: int, part: Part, last: bool) -> PixelBatch:
         """The next `positions` samples; images fill the batch from its start, rejected ones take no place."""
-        started = time.perf_counter()
         batch = self._empty(part, last)
+        started = time.perf_counter()
         read = 0.0
         for _ in range(positions):
             before = time.perf_counter()

@@ -1,136 +1,113 @@
-"""What every rank does, in one view: a progress bar over all images, and the figures of the summary.
+"""What every rank does, counted while it runs, and all ranks in one view.
 
-Each rank writes its counters into its row of a small file in the output directory; rank 0 reads all rows. No collective
-is needed, so no rank waits for another.
+The loop itself only reads clocks and adds. A thread of each rank looks at the counts twice a second, asks the machine,
+and writes the rank's row of the shared file and its timeline; rank 0's thread shows what all rows say.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import struct
-import sys
-import time
+import threading
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
-from tqdm import tqdm
 
 from lora_clip.batch import EmbeddedBatch, PixelBatch
 from lora_clip.model.adapter import AdapterSummary
-
-ROW = struct.Struct("<6d")
-INTERVAL = 0.5
-"""Seconds between two updates of a rank's row."""
-INTERVAL_WITHOUT_TERMINAL = 30.0
-
-
-@dataclass
-class Counters:
-    """A rank's figures: images done, rejects, seconds of prediction, of waiting for data, peak bytes (host, device)."""
-
-    images: float = 0
-    rejects: float = 0
-    seconds: float = 0
-    waiting: float = 0
-    host_bytes: float = 0
-    device_bytes: float = 0
-
-
-assert len(fields(Counters)) * 8 == ROW.size
-
-
-class Progress:
-    """The file of counters, one row a rank."""
-
-    def __init__(self, output_dir: Path) -> None:
-        self.path = output_dir / ".progress"
-
-    def write(self, rank: int, counters: Counters) -> None:
-        """Replace a rank's row."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            os.pwrite(descriptor, ROW.pack(*astuple(counters)), rank * ROW.size)
-        finally:
-            os.close(descriptor)
-
-    def read(self) -> list[Counters]:
-        """All rows that were written so far, by rank."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        return [Counters(*values) for values in ROW.iter_unpack(data[: len(data) // ROW.size * ROW.size])]
-
-    def clear(self) -> None:
-        """Forget an earlier run's rows."""
-        self.path.unlink(missing_ok=True)
+from lora_clip.observe import timeline
+from lora_clip.observe.bar import INTERVAL, Bar
+from lora_clip.observe.meter import Machine, Meter
+from lora_clip.observe.processes import Processes
+from lora_clip.observe.progress import Counters, Progress
+from lora_clip.observe.timeline import Timeline
 
 
 class Monitor(Callback):
     """Counts what its rank does; on rank 0, shows the progress of all."""
 
     def __init__(self, output_dir: Path) -> None:
+        self.root = output_dir
         self.progress = Progress(output_dir)
-        self.counters = Counters()
+        self.machine: Machine | None = None
         self.opening: Callable[[AdapterSummary | None], str] | None = None
-        self._started = self._idle_since = self._written = 0.0
-        self._bar: tqdm[Any] | None = None
+        self._writer: Any = None
+        self._processes: Processes | None = None
+        self._meter: Meter | None = None
+        self._watch: Watch | None = None
+        self._bar: Bar | None = None
+
+    def around(self, writer: Callback) -> list[Callback]:
+        """The callbacks of a run: on both sides of the writer, so that being held up by it is told from waiting."""
+        self._writer = writer
+        return [self, writer, _Behind(self)]
+
+    def clear(self, timelines: bool) -> None:
+        """Forget an earlier run's counters, and its timelines where there will be new ones; before any rank begins."""
+        self.progress.clear()
+        if timelines:
+            timeline.clear(self.root)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look at the processes before the workers are started."""
+        self._processes = Processes()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what will be done, start the clock and the bar."""
-        self._started = self._idle_since = time.perf_counter()
+        """Say what will be done, start the clock, the bar and the watch."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.machine = Machine.under(trainer)
         if trainer.is_global_zero:
             if self.opening is not None:
                 print(self.opening(pl_module.adapter_summary), flush=True)  # type: ignore[arg-type]
-            self._bar = progress_bar(trainer.datamodule.plan.images)  # type: ignore[attr-defined]
+            self._bar = Bar(data.plan.images)
+        assert self._processes is not None
+        self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
+        line = Timeline(self.root, trainer.global_rank, data.num_workers) if data.plan.images else None
+        self._watch = Watch(trainer.global_rank, trainer.world_size, self._meter, self.progress, line, self._bar)
+        self._watch.start()
 
     def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """The batch is here: what has passed since the last one was waiting."""
-        self.counters.waiting += time.perf_counter() - self._idle_since
+        """The batch is here."""
+        assert self._meter is not None
+        self._meter.stopwatch.batch_came()
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: EmbeddedBatch, batch: PixelBatch, *_: Any
     ) -> None:
-        """Count the batch; now and then, tell the others."""
-        self.counters.images += len(batch.rows) + len(batch.rejects)
-        self.counters.rejects += len(batch.rejects)
-        self._idle_since = time.perf_counter()
-        if self._idle_since - self._written >= INTERVAL:
-            self._tell(trainer)
+        """The model is through with it; the writer comes next."""
+        assert self._meter is not None
+        self._meter.stopwatch.batch_left()
+        self._meter.count(batch)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell the final figures."""
-        self._tell(trainer)
+        """All batches are through; the writer finishes next."""
+        assert self._meter is not None
+        self._meter.stopwatch.last_batch_left()
+
+    def batch_taken(self) -> None:
+        """The writer has the batch."""
+        assert self._meter is not None
+        self._meter.stopwatch.batch_taken()
+
+    def end(self) -> None:
+        """Everything is written: tell the final figures."""
+        assert self._meter is not None and self._watch is not None
+        self._meter.stopwatch.finish()
+        self._watch.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the bar where it is."""
+        if self._watch is not None:
+            self._watch.stop()
         self.close()
-
-    def _tell(self, trainer: pl.Trainer) -> None:
-        self._written = time.perf_counter()
-        self.counters.seconds = self._written - self._started
-        self.counters.host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if trainer.strategy.root_device.type == "cuda":
-            self.counters.device_bytes = torch.cuda.max_memory_allocated(trainer.strategy.root_device)
-        self.progress.write(trainer.global_rank, self.counters)
-        if self._bar is not None:
-            self._show(self.progress.read())
-
-    def _show(self, ranks: list[Counters]) -> None:
-        assert self._bar is not None
-        rejects = int(sum(rank.rejects for rank in ranks))
-        if rejects:
-            self._bar.set_postfix_str(f"{rejects} rejected", refresh=False)
-        self._bar.update(int(sum(rank.images for rank in ranks)) - self._bar.n)
 
     def finish(self) -> list[Counters]:
         """The final figures of all ranks; for rank 0, after all have ended."""
         ranks = self.progress.read()
         if self._bar is not None:
-            self._show(ranks)
+            self._bar.show(ranks)
         self.close()
         self.progress.clear()
         return ranks
@@ -141,15 +118,51 @@ class Monitor(Callback):
             self._bar.close()
 
 
-def progress_bar(total: int) -> tqdm[Any]:
-    """A bar over all images; without a terminal a line now and then, so that a log stays readable."""
-    live = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        unit=" images",
-        mininterval=INTERVAL if live else INTERVAL_WITHOUT_TERMINAL,
-        miniters=1,
-        smoothing=0.1,
-        dynamic_ncols=live,
-        file=sys.stderr,
-    )
+class _Behind(Callback):
+    """Tells a monitor when the writer has had its turn."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self._monitor.batch_taken()
+
+    def on_predict_end(self, *_: Any) -> None:
+        self._monitor.end()
+
+
+class Watch(threading.Thread):
+    """Reads a rank's meter now and then, and tells the file of all ranks, the rank's timeline, and the bar."""
+
+    def __init__(
+        self, rank: int, ranks: int, meter: Meter, progress: Progress, line: Timeline | None, bar: Bar | None
+    ) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._rank, self._ranks = rank, ranks
+        self._meter, self._progress, self._line, self._bar = meter, progress, line, bar
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Look until it is stopped."""
+        while not self._stopped.wait(INTERVAL):
+            self._look()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join()
+
+    def end(self) -> None:
+        """Look for the last time."""
+        self.stop()
+        self._look(ended=True)
+
+    def _look(self, ended: bool = False) -> None:
+        counters = self._meter.read(ended)
+        with suppress(OSError):  # a full disk is the writer's to tell
+            self._progress.write(self._rank, counters)
+            if self._line is not None and (ended or self._line.due(counters)):
+                self._line.write(counters)
+            if self._bar is not None:
+                self._bar.show(self._progress.read(self._ranks))

@@ -12,6 +12,7 @@ from lora_clip.observe.gallery import gallery, pick
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.store import Store, write_text
 
+SHOWN_ABOVE = ("verdict", "by_rank", "images_by_rank")
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -43,10 +44,11 @@ def page(name: str, manifest: dict[str, Any], rejects: Iterable[tuple[str, int]]
     sections = [
         f"<h1>{html.escape(name)}</h1><p>{html.escape(describe_model(manifest))}</p>",
         _figures(manifest),
+        f"<p>{html.escape(manifest['run']['verdict'])}</p>",
         pictures,
-        _ranks(manifest["run"]["images_by_rank"]),
+        _ranks(manifest["run"]["by_rank"]),
         _table("Rejected, by reason", ((reason, f"{count:,}") for reason, count in rejects)),
-        _table("Run", manifest["run"].items()),
+        _table("Run", ((key, value) for key, value in _flatten(manifest["run"]) if key not in SHOWN_ABOVE)),
         _table("Fingerprint", _flatten(manifest["fingerprint"])),
         _table("Versions", manifest["versions"].items()),
     ]
@@ -67,14 +69,16 @@ def _figures(manifest: dict[str, Any]) -> str:
     return f"<ul class=figures>{''.join(f'<li><b>{value}</b>{label}</li>' for value, label in figures)}</ul>"
 
 
-def _ranks(images_by_rank: list[int]) -> str:
-    most = max(images_by_rank, default=0) or 1
-    rows = "".join(
-        f"<tr><td>rank {rank}<td>{images:,}"
-        f"<td style='width:60%'><div class=bar style='width:{100 * images / most:.0f}%'></div>"
-        for rank, images in enumerate(images_by_rank)
-    )
-    return f"<h2>Images by rank</h2><table style='width:100%'>{rows}</table>" if images_by_rank else ""
+def _ranks(ranks: list[dict[str, Any]]) -> str:
+    from lora_clip.observe.summary import rank_table
+
+    if not ranks:
+        return ""
+    most = max(rank["images"] for rank in ranks) or 1
+    header, *rows = ("".join(f"<td>{cell}" for cell in row) for row in rank_table(ranks))
+    bars = (f"<td style='width:40%'><div class=bar style='width:{100 * rank['images'] / most:.0f}%'>" for rank in ranks)
+    body = "".join(f"<tr>{row}{bar}</div>" for row, bar in zip(rows, bars, strict=True))
+    return f"<h2>Ranks</h2><table style='width:100%'><tr>{header}<td>{body}</table>"
 
 
 def _table(title: str, rows: Iterable[tuple[Any, Any]]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +16,28 @@ from lora_clip.data.plan import Inventory, Plan
 from lora_clip.data.sources import count_extensions
 from lora_clip.model.adapter import AdapterSummary
 from lora_clip.model.checkpoint import Checkpoint
-from lora_clip.observe.monitor import Counters
+from lora_clip.observe import figures
+from lora_clip.observe.meter import Machine
+from lora_clip.observe.plain import align, python
+from lora_clip.observe.progress import Counters, total
+from lora_clip.observe.verdict import judge
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
+STAGES = ("first", "waiting", "forward", "blocked", "read", "decode", "write")
+RANK_COLUMNS = {
+    "rank": ("rank", "{}"),
+    "images": ("images", "{:,}"),
+    "images_per_second": ("images/s", "{:,.1f}"),
+    "waiting_share": ("waiting", "{:.0%}"),
+    "forward_share": ("in the model", "{:.0%}"),
+    "cpu": ("cores", "{:.1f}"),
+    "device_use": ("gpu", "{:.0%}"),
+    "watts": ("W", "{:.0f}"),
+}
+"""Columns of the table of ranks: the key in the manifest, the heading, the form."""
 
 
 @dataclass(frozen=True)
@@ -74,48 +88,77 @@ def _plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def run_record(settings: Settings, ranks: Sequence[Counters], started: float) -> dict[str, Any]:
-    """The figures of a run, for the manifest: rates in images per second, times in seconds, memory in bytes."""
+def run_record(
+    settings: Settings, ranks: Sequence[Counters], machine: Machine | None, started: float
+) -> dict[str, Any]:
+    """The figures of a run, for the manifest: rates in images per second, times in seconds, memory in bytes.
+
+    `waiting_share` is of the time after the first batch; `machine` is None where nothing was left to embed.
+    """
     seconds = max((rank.seconds for rank in ranks), default=0.0)
-    images = int(sum(rank.images for rank in ranks))
+    images, steady = int(total(ranks, "images")), sum(rank.steady for rank in ranks)
     return {
         "started": started,
         "wall_seconds": round(time.time() - started, 3),
         "predict_seconds": round(seconds, 3),
+        "startup_seconds": round(max((rank.startup for rank in ranks), default=0.0), 3),
         "images": images,
         "images_per_second": round(images / seconds, 2) if seconds else None,
-        "waiting_share": round(sum(r.waiting for r in ranks) / sum(r.seconds for r in ranks), 4) if seconds else None,
+        "waiting_share": round(total(ranks, "waiting") / steady, 4) if steady else None,
+        "stage_seconds": {stage: round(total(ranks, stage), 3) for stage in STAGES},
+        "peak_bytes": int(max((rank.peak_bytes for rank in ranks), default=0)),
         "peak_host_bytes": int(max((rank.host_bytes for rank in ranks), default=0)),
         "peak_device_bytes": int(max((rank.device_bytes for rank in ranks), default=0)),
         "ranks": settings.ranks,
         "workers": settings.workers,
         "batch_size": settings.batch_size,
         "images_by_rank": [int(rank.images) for rank in ranks],
+        "by_rank": figures.record(ranks),
+        "verdict": verdict_on(settings, ranks, machine),
     }
+
+
+def verdict_on(settings: Settings, ranks: Sequence[Counters], machine: Machine | None) -> str:
+    """What bound the run; empty where there was none."""
+    if machine is None:
+        return ""
+    dtype = str(settings.dtype).removeprefix("torch.")
+    return judge(figures.gather(ranks, machine, dtype, settings.workers, settings.batch_size))
 
 
 def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     """What was done, and what to type next."""
     manifest = read_manifest(root) or {}
-    lines = []
-    if plan.images == 0:
-        lines.append("nothing is missing")
-    elif (run := manifest.get("run")) and run["images_per_second"]:
-        rate = f"{run['images_per_second']:,.0f} images/s, {run['waiting_share']:.0%} of the time waiting for data"
-        lines.append(f"{run['images']:,} images in {run['wall_seconds']:,.1f} s ({rate})")
+    lines = ["nothing is missing"] if plan.images == 0 else _of_run(manifest.get("run") or {})
     lines.append(f"verified: {counts(verdict)}")
     lines += [f"  {count:,} rejected: {reason}" for reason, count in reasons(root).most_common(REASONS_SHOWN)]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
-    lines += [f"prove:    {_python()} scripts/verify.py {root}"]
+    lines += [f"prove:    {python()} scripts/verify.py {root}"]
     return "\n".join(lines)
 
 
-def _python() -> str:
-    """How the user calls this Python: the bare name where that is the one on the PATH."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    here = Path.cwd()
-    return str(Path(sys.executable).relative_to(here)) if Path(sys.executable).is_relative_to(here) else sys.executable
+def _of_run(run: Mapping[str, Any]) -> list[str]:
+    """How fast it was, each rank's part of it, and what bound it."""
+    if not run.get("images_per_second"):
+        return []
+    rate = f"{run['images_per_second']:,.0f} images/s"
+    if run["waiting_share"] is not None:
+        rate += f", {run['waiting_share']:.0%} of the time waiting for data"
+    lines = [f"{run['images']:,} images in {run['wall_seconds']:,.1f} s ({rate})"]
+    if len(run["by_rank"]) > 1:
+        lines += [f"  {line}" for line in align(rank_table(run["by_rank"]))]
+    return lines + ([f"verdict:  {run['verdict']}"] if run["verdict"] else [])
+
+
+def rank_table(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row of cells a rank, under a header; columns of which nothing is known are left out."""
+    known = [column for column in RANK_COLUMNS if any(rank[column] is not None for rank in ranks)]
+    header = tuple(RANK_COLUMNS[column][0] for column in known)
+    return [header, *(tuple(_cell(rank[column], RANK_COLUMNS[column][1]) for column in known) for rank in ranks)]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def counts(verdict: Verdict) -> str:

@@ -197,7 +197,7 @@ class Store:
 
     def clear(self) -> None:
         """Delete everything this program wrote into the directory, and nothing else."""
-        for folder in (*SUFFIXES, "parts", "ranks"):
+        for folder in (*SUFFIXES, "parts", "ranks", "timeline"):
             shutil.rmtree(self.root / folder, ignore_errors=True)
         for path in self.root.glob(".*.tmp"):
             path.unlink()
