@@ -19,7 +19,7 @@ from lora_clip.observe import timeline
 from lora_clip.observe.bar import postfix
 from lora_clip.observe.devices import Gauge, open_gauge
 from lora_clip.observe.monitor import Watch
-from lora_clip.observe.processes import Processes, since_process_start
+from lora_clip.observe.processes import Processes
 from lora_clip.observe.progress import UNKNOWN, Counters, Progress
 from lora_clip.observe.stopwatch import DeviceStopwatch, Stopwatch
 from lora_clip.observe.timeline import Timeline, line_of
@@ -169,11 +169,6 @@ def test_workers_are_counted_and_other_children_are_not() -> None:
 def burn() -> None:
     while True:
         pass
-
-
-def test_the_age_of_a_process_includes_its_imports() -> None:
-    first = since_process_start()
-    assert 0 < first < since_process_start() + 1e-9
 
 
 # --- The timeline --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from typing import Any, NoReturn
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError, TooManyRejectsError
 
 USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
+STARTED = time.perf_counter()
+"""When this program began; its process may be older, and have been the shell that installed it."""
 DEMO = Path(__file__).parent / "demo"
 EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
 """Errors that may come to one rank alone, and so are said by that rank."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,8 +11,9 @@ import lightning.pytorch as pl
 import torch
 
 from lora_clip.batch import PixelBatch
+from lora_clip.cli import STARTED
 from lora_clip.observe.devices import open_gauge
-from lora_clip.observe.processes import Processes, Usage, peak_rss_bytes, since_process_start
+from lora_clip.observe.processes import Processes, Usage, peak_rss_bytes
 from lora_clip.observe.progress import Counters
 from lora_clip.observe.stopwatch import stopwatch_for
 
@@ -75,7 +77,7 @@ class Meter:
         counters.read += read
         counters.decode += sum(batch.seconds.values()) - read
         if not counters.startup:
-            counters.startup = since_process_start()
+            counters.startup = time.perf_counter() - STARTED
 
     def read(self, ended: bool = False) -> Counters:
         """The figures now, as a copy; for one thread only. Some stay as they were once the rank has `ended`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import resource
 import time
 from contextlib import suppress
@@ -100,12 +99,3 @@ def _pss(pids: list[int]) -> float:
 def peak_rss_bytes() -> float:
     """The most memory that this process has had, as the kernel keeps it."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-def since_process_start() -> float:
-    """Seconds since this process began, imports included; by the kernel's clock, psutil's is off by up to a second."""
-    try:
-        began = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError):
-        return time.time() - psutil.Process().create_time()
