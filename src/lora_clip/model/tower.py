@@ -47,18 +47,16 @@ class VisionTower(nn.Module):
         start_TD[1:] += shift_D
         self.start_TD = nn.Parameter(start_TD, requires_grad=False)
         self.first_norm, self.last_norm = vision.pre_layrnorm, vision.post_layernorm
-        self.layers = nn.ModuleList(Layer(layer) for layer in vision.encoder.layers)
+        *layers, last = vision.encoder.layers
+        self.layers = nn.Sequential(*(Layer(layer) for layer in layers), LastLayer(last))
         self.projection = model.visual_projection
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of uint8 pixels (B, C, H, W), not yet of unit norm."""
         tokens_BTD = self.start_TD.repeat(len(pixels_BCHW), 1, 1)
         tokens_BTD[:, 1:] += self.patches(cut(pixels_BCHW, self.patch).to(self.patches.weight.dtype))
-        tokens_BTD = self.first_norm(tokens_BTD)
-        for layer in self.layers[:-1]:
-            tokens_BTD = layer(tokens_BTD, wanted=tokens_BTD.shape[1])
-        tokens_BTD = self.layers[-1](tokens_BTD, wanted=1)
-        return self.projection(self.last_norm(tokens_BTD[:, 0]).to(self.projection.weight.dtype))
+        class_BD = self.layers(self.first_norm(tokens_BTD))
+        return self.projection(self.last_norm(class_BD).to(self.projection.weight.dtype))
 
 
 class Layer(nn.Module):
@@ -70,28 +68,65 @@ class Layer(nn.Module):
         self.heads = int(attention.num_heads)
         self.attention_norm, self.mlp_norm = layer.layer_norm1, layer.layer_norm2
         self.query, self.out = attention.q_proj, attention.out_proj
-        self.key_value = stack(attention.k_proj, attention.v_proj)
+        self.set_key_value(attention.k_proj, attention.v_proj)
         self.widen, self.narrow, self.activation = mlp.fc1, mlp.fc2, mlp.activation_fn
         if "quick" in type(self.activation).__name__.lower():
             self.widen, self.narrow = scaled(mlp.fc1, QUICK_GELU), scaled(mlp.fc2, 1 / QUICK_GELU, bias=1)
             self.activation = nn.SiLU(inplace=True)
 
-    def forward(self, tokens_BTD: torch.Tensor, wanted: int) -> torch.Tensor:
-        """The first `wanted` tokens after this layer; they attend to all tokens."""
-        normed_BTD = self.attention_norm(tokens_BTD).to(self.query.weight.dtype)
-        tokens_BTD = tokens_BTD[:, :wanted]
-        tokens_BTD += self._attend(normed_BTD, wanted)
-        normed_BTD = self.mlp_norm(tokens_BTD).to(self.widen.weight.dtype)
-        tokens_BTD += self.narrow(self.activation(self.widen(normed_BTD)))
-        return tokens_BTD
+    def set_key_value(self, key: nn.Linear, value: nn.Linear) -> None:
+        """Keep what makes keys and values of tokens."""
+        self.key_value = stack(key, value)
 
-    def _attend(self, normed_BTD: torch.Tensor, wanted: int) -> torch.Tensor:
-        query_BhTd = self.query(normed_BTD[:, :wanted]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+        """The tokens after this layer."""
+        tokens_BTD += self.attend(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
+        return self.think(tokens_BTD)
+
+    def attend(self, normed_BTD: torch.Tensor) -> torch.Tensor:
+        """What every token takes from all."""
+        query_BhTd = self.query(normed_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key_BhTd, value_BhTd = (
             self.key_value(normed_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         )
         mixed_BhTd = functional.scaled_dot_product_attention(query_BhTd, key_BhTd, value_BhTd)
         return self.out(mixed_BhTd.transpose(1, 2).flatten(2))
+
+    def think(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens (..., D) after the layer's second half, each by itself."""
+        normed = self.mlp_norm(tokens).to(self.widen.weight.dtype)
+        tokens += self.narrow(self.activation(self.widen(normed)))
+        return tokens
+
+
+class LastLayer(Layer):
+    """The layer of which only the class token is wanted: it attends to the others without their keys and values.
+
+    With one query q a head, its scores q (K x + k) / sqrt(d) are (q K) x / sqrt(d) and a constant, which softmax does
+    not see; what it takes, sum a (V x + v), is V (sum a x) + v. So K and V meet one vector a head, not every token.
+    """
+
+    def set_key_value(self, key: nn.Linear, value: nn.Linear) -> None:
+        """Keep the weights, one matrix a head."""
+        self.key, self.value = linear(key.weight, None), value
+
+    def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+        """The class token (B, D) after this layer."""
+        class_BD = tokens_BTD[:, 0].clone()
+        class_BD += self.attend(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
+        return self.think(class_BD)
+
+    def attend(self, normed_BTD: torch.Tensor) -> torch.Tensor:
+        """What the class token takes from all, (B, D)."""
+        query_Bhd = self.query(normed_BTD[:, 0]).unflatten(-1, (self.heads, -1))
+        asked_BhD = torch.einsum("Bhd,hdD->BhD", query_Bhd, self.key.weight.unflatten(0, (self.heads, -1)))
+        tokens_B1TD, scale = normed_BTD[:, None], query_Bhd.shape[-1] ** -0.5
+        mixed_BhD = functional.scaled_dot_product_attention(asked_BhD[:, None], tokens_B1TD, tokens_B1TD, scale=scale)[
+            :, 0
+        ]
+        taken_Bhd = torch.einsum("BhD,hdD->Bhd", mixed_BhD, self.value.weight.unflatten(0, (self.heads, -1)))
+        taken_BD = taken_Bhd.flatten(1) if self.value.bias is None else taken_Bhd.flatten(1) + self.value.bias
+        return self.out(taken_BD)
 
 
 def cut(pixels_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
