@@ -19,8 +19,9 @@ from images import jpeg, png, tar_bytes, write_shards, write_tar
 
 from lora_clip.batch import Part, PixelBatch, RawSample
 from lora_clip.data.datamodule import PixelDataModule, PixelDataset, describe
-from lora_clip.data.pixels import decode, fit, parse_spec
+from lora_clip.data.pixels import decode, fit
 from lora_clip.data.plan import Plan, make_plan, take_inventory
+from lora_clip.data.spec import parse_spec
 from lora_clip.data.tars import TarSource
 from lora_clip.errors import DataError
 

@@ -23,7 +23,8 @@ from images import encode, jpeg, photo, png
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from lora_clip.data.pixels import ImageError, PreprocessSpec, decode, fit, load_spec, parse_spec
+from lora_clip.data.pixels import ImageError, decode, enough, prepare
+from lora_clip.data.spec import PreprocessSpec, load_spec, parse_spec
 from lora_clip.errors import ModelError
 
 
@@ -34,7 +35,7 @@ def clip(size: Any = 224, crop: Any = 224, **more: Any) -> dict[str, Any]:
 def ours(data: bytes, config: dict[str, Any]) -> np.ndarray:
     spec = parse_spec(config)
     out_CHW = torch.full((3, *spec.crop), 77, dtype=torch.uint8)
-    fit(decode(data), spec, out_CHW)
+    prepare(data, spec, out_CHW)
     return out_CHW.numpy()
 
 
@@ -187,6 +188,35 @@ def test_the_kinds_are_what_their_names_say() -> None:
         with Image.open(io.BytesIO(MODES[kind])) as image:
             assert image.mode == mode, kind
     assert b"Adobe" in MODES["CMYK JPEG"] and MODES["YCCK JPEG"] != MODES["CMYK JPEG"]
+
+
+# --- fast ---
+
+
+def both(data: bytes, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    spec = parse_spec(config)
+    exact_CHW, fast_CHW = (torch.empty((3, *spec.crop), dtype=torch.uint8) for _ in range(2))
+    assert prepare(data, spec, exact_CHW) == prepare(data, spec, fast_CHW, "fast"), "the image's own size, either way"
+    return exact_CHW.numpy().astype(int), fast_CHW.numpy().astype(int)
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (4000, 3000), (901, 2047), (2047, 901)])
+def test_a_scaled_decode_differs_but_little(size: tuple[int, int]) -> None:
+    exact_CHW, fast_CHW = both(jpeg(*size, seed=1), clip())
+    apart = np.abs(exact_CHW - fast_CHW)
+    assert 0 < apart.max() <= 16 and apart.mean() < 1, "scaled, and of the same frame"
+
+
+@pytest.mark.parametrize("data", [jpeg(500, 375), jpeg(895, 3000), png(1200, 900)], ids=["small", "narrow", "PNG"])
+def test_what_is_not_large_is_decoded_exactly(data: bytes) -> None:
+    exact_CHW, fast_CHW = both(data, clip(448, 448) if data[:2] == b"\xff\xd8" else clip())
+    assert (exact_CHW == fast_CHW).all()
+
+
+def test_large_is_measured_by_what_the_image_is_resized_to() -> None:
+    assert (enough(224), enough((100, 200)), enough(None)) == ((448, 448), (200, 400), (0, 0))
+    exact_CHW, fast_CHW = both(jpeg(1200, 900), clip({"height": 451, "width": 16}, do_center_crop=False))
+    assert (exact_CHW == fast_CHW).all(), "a half would be 450 high"
 
 
 # --- what is no image ---

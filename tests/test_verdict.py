@@ -15,8 +15,8 @@ from lora_clip.observe.verdict import judge
 NAN = math.nan
 GPU: dict[str, Any] = {
     "device": "cuda", "dtype": "bfloat16", "cores": 16, "gpus": 1, "local_ranks": 1, "workers": 8, "batch_size": 64,
-    "threads": 16, "fast_bfloat16": True, "startup": 9.0, "waiting": 0.0, "forward": 0.95, "blocked": 0.0,
-    "writing": 0.1, "reading": 0.05, "decoding": 0.3, "cpu": 0.1, "worker_cpu": 0.3, "machine_cpu": NAN,
+    "decode": "exact", "threads": 16, "fast_bfloat16": True, "startup": 9.0, "waiting": 0.0, "forward": 0.95,
+    "blocked": 0.0, "writing": 0.1, "reading": 0.05, "decoding": 0.3, "cpu": 0.1, "worker_cpu": 0.3, "machine_cpu": NAN,
     "pixels": 180_000.0, "device_memory": 0.2, "images_by_rank": (50_000,), "seconds_by_rank": (60.0,),
 }  # fmt: skip
 STARVED = GPU | {"waiting": 0.7, "forward": 0.29, "decoding": 0.9}
@@ -65,7 +65,8 @@ def test_decoding_bound_on_all_cores_advises_cores_only() -> None:
 
 
 def test_large_photographs_are_named() -> None:
-    assert "12.0 megapixels): smaller copies" in verdict(STARVED, workers=16, pixels=12e6)
+    assert "12.0 megapixels): try data.decode=fast" in verdict(STARVED, workers=16, pixels=12e6)
+    assert "12.0 megapixels): smaller copies" in verdict(STARVED, workers=16, pixels=12e6, decode="fast")
     assert "megapixels" not in verdict(STARVED, pixels=12e6), "there are cores left: workers come first"
 
 
@@ -115,7 +116,7 @@ def test_a_cpu_that_computes_bfloat16_is_advised_to() -> None:
 
 
 def test_a_cpu_that_decodes_large_photographs() -> None:
-    assert "smaller copies" in verdict(CPU, cpu=0.1, worker_cpu=0.85, pixels=9e6)
+    assert "try data.decode=fast" in verdict(CPU, cpu=0.1, worker_cpu=0.85, pixels=9e6)
 
 
 def test_a_forward_that_leaves_cores_idle_advises_threads() -> None:
@@ -190,7 +191,7 @@ def test_figures_come_from_the_ranks_that_worked() -> None:
     worked = Counters(images=90, batches=2, pixels=400, startup=4, seconds=11, first=1, waiting=5, forward=4, blocked=1,
                       read=2.2, decode=4.4, write=3, watched=8, cpu=4, worker_cpu=12, machine_cpu=24)  # fmt: skip
     machine = Machine("cpu", cores=4, gpus=0, local_ranks=2, threads=2, fast_bfloat16=False)
-    figures = gather([worked, Counters(seconds=11)], machine, "float32", workers=2, batch_size=64)
+    figures = gather([worked, Counters(seconds=11)], machine, "float32", workers=2, batch_size=64, decode="exact")
     assert (figures.waiting, figures.forward, figures.blocked, figures.writing) == (0.5, 0.4, 0.1, 0.3)
     assert (figures.reading, figures.decoding) == (pytest.approx(0.1), pytest.approx(0.2))
     assert (figures.cpu, figures.worker_cpu, figures.machine_cpu, figures.pixels) == (0.25, 0.75, 0.75, 200)

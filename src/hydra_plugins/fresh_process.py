@@ -28,7 +28,7 @@ class FreshProcessLauncher(Launcher):
             raise ConfigError("a sweep starts its own processes: type python predict.py -m trainer.devices=N … instead")
         configs = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
         points = [
-            sweep.run_point(overrides, name, Path(config.output_dir), int(config.data.batch_size))
+            sweep.run_point(overrides, name, Path(config.output_dir), config.data.batch_size)
             for overrides, name, config in zip(job_overrides, sweep.name_points(job_overrides), configs, strict=True)
         ]
         sweep.finish(Path(self.config.output_dir), points)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lora_clip import launch
 from lora_clip.cli import DEMO
 from lora_clip.data.datamodule import PixelDataModule
-from lora_clip.data.pixels import PreprocessSpec, load_spec
+from lora_clip.data.pixels import DECODINGS
 from lora_clip.data.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.data.sources import Shard, Source, open_source
+from lora_clip.data.spec import PreprocessSpec, load_spec
 from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.model.adapter import AdapterSummary, summarise
 from lora_clip.model.checkpoint import Checkpoint, file_digest, find_checkpoint, weights_digest
@@ -34,8 +36,8 @@ from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.quiet import quiet_lightning
 
 VALUES: dict[str, tuple[tuple[type, ...], str]] = {
-    "data.batch_size": ((int,), "a number of images, 1 or more"),
-    "data.num_workers": ((int, type(None)), "a number of processes, 0 or more, or null"),
+    "data.batch_size": ((int, str), "a number of images, 1 or more, or auto"),
+    "data.num_workers": ((int, str), "a number of processes, 0 or more, or auto"),
     "data.limit": ((int, type(None)), "a number of images, 1 or more, or null for all"),
     "model.compile": ((bool,), "true or false"),
     "output_dir": ((str,), "a folder"),
@@ -87,14 +89,14 @@ def run(config: DictConfig) -> None:
     trainer = launch.build_trainer(config.trainer, monitor.around(writer))
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
-    workers = launch.resolve_workers(config.data.num_workers, trainer.num_devices)
-    data = PixelDataModule(source, model.spec, config.data.batch_size, workers)
+    settings = settle(config, root, model, trainer)
+    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding)
     embedder = build_embedder(model, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
         return
     with Space(root, resume=config.resume) as space:
-        job = plan(config, space, source, model, launch.ranks_of(trainer), workers)
+        job = plan(config, space, source, model, settings)
         if job.plan.images or launch.torchrun_shape():
             data.plan = job.plan
             monitor.clear(timelines=job.plan.images > 0)
@@ -121,6 +123,20 @@ def find_model(config: DictConfig, device: torch.device) -> Model:
     return Model(checkpoint, load_spec(checkpoint.base_folder), dtype, config.output.dtype)
 
 
+def settle(config: DictConfig, root: Path, model: Model, trainer: pl.Trainer) -> summary.Settings:
+    """How the job is run, with every `auto` settled."""
+    return summary.Settings(
+        model.checkpoint,
+        root,
+        launch.ranks_of(trainer),
+        launch.resolve_workers(config.data.num_workers, trainer.num_devices),
+        launch.resolve_batch_size(config.data.batch_size, trainer.strategy.root_device),
+        config.data.decode,
+        model.dtype,
+        model.output_dtype,
+    )
+
+
 def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
     """The LightningModule of the job."""
     spec, output_dtype = model.spec, DTYPES[model.output_dtype]
@@ -128,7 +144,7 @@ def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
     return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, output_dtype, compile_model)
 
 
-def fingerprint_of(model: Model, image_key: Any) -> dict[str, Any]:
+def fingerprint_of(model: Model, image_key: Any, decoding: str) -> dict[str, Any]:
     """What one output directory holds one of: base, adapter, preprocessing, dtypes, and which members are images."""
     checkpoint = model.checkpoint
     adapter = None
@@ -144,18 +160,19 @@ def fingerprint_of(model: Model, image_key: Any) -> dict[str, Any]:
         },
         "adapter": adapter,
         "preprocessing": OmegaConf.to_container(OmegaConf.create(model.spec.to_json())),
+        "decode": decoding,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "output_dtype": model.output_dtype,
         "image_key": OmegaConf.to_container(image_key) if OmegaConf.is_list(image_key) else image_key,
     }
 
 
-def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: int, workers: int) -> Job:
+def plan(config: DictConfig, space: Space, source: Source, model: Model, settings: summary.Settings) -> Job:
     """What is to be done, from the input, what is committed already, and how many hands there are.
 
     Only after everything was found in order is the output directory touched.
     """
-    fingerprint = fingerprint_of(model, config.data.image_key)
+    fingerprint = fingerprint_of(model, config.data.image_key, settings.decoding)
     space.check(fingerprint)
     records = space.known_inputs()
     known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
@@ -167,10 +184,7 @@ def plan(config: DictConfig, space: Space, source: Source, model: Model, ranks: 
     space.begin(fingerprint, ({**shard.to_json(), "wanted": wanted[id_]} for id_, shard in sorted(shards.items())))
     pieces = space.store.recover(wanted)
     done = {shard: [(piece.start, piece.stop) for piece in found] for shard, found in pieces.items()}
-    missing = make_plan(inventory, done, ranks=ranks, workers=workers, batch_size=config.data.batch_size)
-    settings = summary.Settings(
-        model.checkpoint, space.root, ranks, workers, config.data.batch_size, model.dtype, model.output_dtype
-    )
+    missing = make_plan(inventory, done, ranks=settings.ranks, workers=settings.workers, batch_size=settings.batch_size)
     return Job(model, source, inventory, missing, wanted, fingerprint, settings, config.max_reject_fraction)
 
 
@@ -240,5 +254,7 @@ def check(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if type(value) not in kinds:
             raise ConfigError(f"{key}={value}: give {wanted}")
+    if config.data.decode not in DECODINGS:
+        raise ConfigError(f"data.decode={config.data.decode}: {' or '.join(DECODINGS)}")
     if not 0 <= config.max_reject_fraction <= 1:
         raise ConfigError(f"max_reject_fraction={config.max_reject_fraction}: give a number from 0 to 1")

@@ -33,7 +33,7 @@ class Point:
     """
 
     name: str
-    batch_size: int
+    batch_size: int | str
     state: str
     images_per_second: float | None = None
     waiting_share: float | None = None
@@ -43,7 +43,7 @@ class Point:
     overrides: tuple[str, ...] = ()
 
 
-def run_point(overrides: Sequence[str], name: str, output_dir: Path, batch_size: int) -> Point:
+def run_point(overrides: Sequence[str], name: str, output_dir: Path, batch_size: int | str) -> Point:
     """Run one point as `python predict.py` of its own, with `output_dir`/`name` as its folder."""
     folder = output_dir / name
     kept = [override for override in overrides if not override.startswith("output_dir=")]
@@ -63,7 +63,7 @@ def name_points(job_overrides: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def read_point(folder: Path, name: str, batch_size: int, status: int, overrides: Sequence[str] = ()) -> Point:
+def read_point(folder: Path, name: str, batch_size: int | str, status: int, overrides: Sequence[str] = ()) -> Point:
     """What came of a point, from its exit status and its manifest."""
     typed = tuple(overrides)
     if status in OUT_OF_MEMORY_STATUS:
@@ -73,7 +73,8 @@ def read_point(folder: Path, name: str, batch_size: int, status: int, overrides:
     run = json.loads((folder / "manifest.json").read_text())["run"]
     peak = run["peak_device_bytes"] or run["peak_host_bytes"]
     rate, waiting = run["images_per_second"], run["waiting_share"]
-    return Point(name, batch_size, "done", rate, waiting, peak, run["predict_seconds"], run["verdict"], typed)
+    settled = run["batch_size"]
+    return Point(name, settled, "done", rate, waiting, peak, run["predict_seconds"], run["verdict"], typed)
 
 
 def finish(folder: Path, points: Sequence[Point]) -> None:
@@ -109,8 +110,8 @@ def advice(best: Point) -> str:
 
 def plot_points(points: Sequence[Point], best: Point) -> str:
     """The plot: over the batch size where that is all that differs, else over the points by name."""
-    sizes = all(point.name == f"{BATCH_SIZE}{point.batch_size}" for point in points)
-    ordered = sorted(points, key=lambda point: point.batch_size) if sizes else points
+    sizes = all(point.name.startswith(BATCH_SIZE) and point.name[len(BATCH_SIZE) :].isdigit() for point in points)
+    ordered = sorted(points, key=lambda point: int(point.batch_size)) if sizes else points
     columns = [
         Column(
             str(point.batch_size) if sizes else point.name,

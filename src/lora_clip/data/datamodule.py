@@ -16,10 +16,11 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lora_clip.batch import ImageRow, Part, PixelBatch, RawSample, Reject
-from lora_clip.data.pixels import ImageError, PreprocessSpec, decode, fit
+from lora_clip.data.pixels import EXACT, ImageError, prepare
 from lora_clip.data.plan import Plan
 from lora_clip.data.ring import Ring, SharedBatch
 from lora_clip.data.sources import Shard, Source
+from lora_clip.data.spec import PreprocessSpec
 from lora_clip.errors import DataError
 
 PREFETCHED_BATCHES = 2
@@ -40,8 +41,9 @@ class PixelDataset(IterableDataset[PixelBatch]):
         shards: Mapping[int, Shard],
         shares: Sequence[Sequence[Part]],
         ring: Ring | None = None,
+        decoding: str = EXACT,
     ) -> None:
-        self.source, self.spec, self.batch_size = source, spec, batch_size
+        self.source, self.spec, self.batch_size, self.decoding = source, spec, batch_size, decoding
         self.shards, self.shares, self.ring = shards, shares, ring
 
     def __iter__(self) -> Iterator[PixelBatch]:
@@ -82,12 +84,12 @@ class PixelDataset(IterableDataset[PixelBatch]):
             batch.rejects.append(reject(sample, "read", sample.damage))
             return
         try:
-            pixels_HWC = decode(sample.image)
-            fit(pixels_HWC, self.spec, batch.pixels_BCHW[len(batch.rows)])
+            out_CHW = batch.pixels_BCHW[len(batch.rows)]
+            height, width = prepare(sample.image, self.spec, out_CHW, self.decoding)
         except (ImageError, MemoryError) as error:
             batch.rejects.append(reject(sample, "decode", str(error) or type(error).__name__))
             return
-        batch.rows.append(describe(sample, width=pixels_HWC.shape[1], height=pixels_HWC.shape[0]))
+        batch.rows.append(describe(sample, width, height))
 
 
 def batch_shape(batch_size: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
@@ -151,12 +153,14 @@ def _printable(text: str) -> str:
 class PixelDataModule(LightningDataModule):
     """Hands every rank its share of the plan; rank 0 brings the plan, the others receive it in `setup`.
 
-    `batch_size` is per device, `num_workers` per rank.
+    `batch_size` is per device, `num_workers` per rank; `decoding` is `exact` or `fast`.
     """
 
-    def __init__(self, source: Source, spec: PreprocessSpec, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self, source: Source, spec: PreprocessSpec, batch_size: int, num_workers: int, decoding: str = EXACT
+    ) -> None:
         super().__init__()
-        self.source, self.spec = source, spec
+        self.source, self.spec, self.decoding = source, spec, decoding
         self.batch_size, self.num_workers = batch_size, num_workers
         self.plan: Plan | None = None
 
@@ -171,7 +175,7 @@ class PixelDataModule(LightningDataModule):
         shares = self.plan.shares[self.trainer.global_rank]
         workers = self.num_workers if any(shares) else 0
         ring = self._ring(workers) if workers else None
-        dataset = PixelDataset(self.source, self.spec, self.batch_size, self.plan.shards, shares, ring)
+        dataset = PixelDataset(self.source, self.spec, self.batch_size, self.plan.shards, shares, ring, self.decoding)
         return DataLoader(
             dataset,
             batch_size=None,

@@ -7,14 +7,9 @@ torch's uint8 antialiased resize; Pillow decodes everything that is not an ordin
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -22,141 +17,43 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn import functional
 
-from lora_clip.errors import ModelError
+from lora_clip.data.spec import PreprocessSpec
 
 MAX_PIXELS = 2 * 89_478_485
 """Larger images are refused before decoding, as Pillow refuses them (DecompressionBombError)."""
-
-INTERPOLATION = {2: "bilinear", 3: "bicubic"}
-STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-OTHER_DEFAULTS: dict[str, Any] = {
-    "do_resize": True,
-    "do_center_crop": False,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-}
-CLIP_DEFAULTS: dict[str, Any] = OTHER_DEFAULTS | {
-    "do_center_crop": True,
-    "size": 224,
-    "crop_size": 224,
-    "resample": 3,
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
-"""What a configuration leaves unsaid: CLIPImageProcessor's own values; of other processors, what all have in common."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF", "HEIF", "JXL", "TGA")
 """What Pillow may open, where it can. Not EPS: Pillow would run Ghostscript on it, whatever the file's name."""
 
 MOST_WORDS = 300
 
+EXACT, FAST = DECODINGS = ("exact", "fast")
+OVERSAMPLING = 2
+"""How many pixels a scaled decode leaves, along an edge, for one of the resized image."""
+
 
 class ImageError(ValueError):
     """An image that cannot become pixels, with the reason; it costs one reject."""
 
 
-@dataclass(frozen=True)
-class PreprocessSpec:
-    """How pixels are made: resize (shortest edge, or height and width), centre crop, then (x * scale - mean) / std.
+def prepare(data: bytes, spec: PreprocessSpec, out_CHW: torch.Tensor, decoding: str = EXACT) -> tuple[int, int]:
+    """Image bytes into their place in a batch, uint8 (C, crop height, crop width); returns the image's (height, width).
 
-    Sizes in pixels; `resize` None leaves the size as it is. `interpolation` is `bilinear` or `bicubic`.
+    With `fast` a JPEG much larger than the model's input is decoded at a part of its size, which libjpeg does by
+    transforming fewer coefficients of each block. Raises ImageError.
     """
-
-    resize: int | tuple[int, int] | None
-    crop: tuple[int, int]
-    interpolation: str
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values, for the fingerprint."""
-        return asdict(self)
+    least = (0, 0) if decoding == EXACT else enough(spec.resize)
+    pixels_HWC, size = _decode(data, least)
+    fit(torch.from_numpy(pixels_HWC), spec, out_CHW, size)
+    return size
 
 
-def load_spec(checkpoint: Path) -> PreprocessSpec:
-    """The preprocessing spec in a checkpoint's `preprocessor_config.json`, or transformers 5's `processor_config.json`.
-
-    Raises ModelError where there is none, or where it asks for steps that CLIP's processor does not have.
-    """
-    nested = _read_config(checkpoint / "processor_config.json").get("image_processor")
-    config = nested or _read_config(checkpoint / "preprocessor_config.json")
-    if not config:
-        raise ModelError(
-            f"{checkpoint} has no preprocessor_config.json, so how its pixels are made is unknown: "
-            "save the processor beside the model (CLIPImageProcessor.from_pretrained(...).save_pretrained(folder))"
-        )
-    return parse_spec(config)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is no such file. Raises ModelError."""
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return config
-
-
-def parse_spec(config: Mapping[str, Any]) -> PreprocessSpec:
-    """The spec that a CLIPImageProcessor configuration describes. Raises ModelError for one that is not understood."""
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
-    given = {name: value for name, value in config.items() if value is not None}
-    try:
-        return _spec({**(CLIP_DEFAULTS if kind.startswith("CLIP") else OTHER_DEFAULTS), **given})
-    except ModelError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"the preprocessor configuration is not clear ({type(error).__name__}: {error})") from error
-
-
-def _spec(config: Mapping[str, Any]) -> PreprocessSpec:
-    """The spec of a configuration in which every key has a value."""
-    unknown = [name for name, value in config.items() if name.startswith("do_") and value and name not in STEPS]
-    if unknown:
-        raise ModelError(f"the preprocessor asks for {', '.join(unknown)}, which is not one of CLIP's steps")
-    if (resample := config["resample"]) not in INTERPOLATION:
-        raise ModelError(f"preprocessor resample={resample} is not supported: 2 (bilinear) or 3 (bicubic) is expected")
-    resize = _resize(config["size"]) if config["do_resize"] else None
-    crop = _height_width(config["crop_size"]) if config["do_center_crop"] else resize
-    if not isinstance(crop, tuple):
-        raise ModelError("the preprocessor neither crops nor resizes to one size, so images have no common shape")
-    scale = float(config["rescale_factor"]) if config["do_rescale"] else 1.0
-    mean = _per_channel(config["image_mean"]) if config["do_normalize"] else (0.0, 0.0, 0.0)
-    std = _per_channel(config["image_std"]) if config["do_normalize"] else (1.0, 1.0, 1.0)
-    return PreprocessSpec(resize, crop, INTERPOLATION[resample], scale, mean, std)
-
-
-def _resize(size: Any) -> int | tuple[int, int]:
-    if isinstance(size, int):
-        return _positive(size)
-    named = {name for name, value in size.items() if value is not None}
-    return _positive(size["shortest_edge"]) if named == {"shortest_edge"} else _height_width(size)
-
-
-def _height_width(size: Any) -> tuple[int, int]:
-    if isinstance(size, int):
-        return _positive(size), _positive(size)
-    if {name for name, value in size.items() if value is not None} != {"height", "width"}:
-        raise ModelError(f"preprocessor size {dict(size)} is not supported: shortest_edge, or height and width")
-    return _positive(size["height"]), _positive(size["width"])
-
-
-def _positive(size: Any) -> int:
-    if int(size) < 1:
-        raise ModelError(f"preprocessor size {size} is not supported: 1 pixel or more is expected")
-    return int(size)
-
-
-def _per_channel(values: Any) -> tuple[float, ...]:
-    if len(values) != 3:
-        raise ModelError(f"preprocessor mean or std {values} is not supported: three numbers are expected")
-    return tuple(float(value) for value in values)
+def enough(resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """The (height, width) from which on more pixels change the resized image very little; (0, 0): all are wanted."""
+    if resize is None:
+        return 0, 0
+    height, width = resize if isinstance(resize, tuple) else (resize, resize)
+    return OVERSAMPLING * height, OVERSAMPLING * width
 
 
 def decode(data: bytes) -> torch.Tensor:
@@ -164,20 +61,27 @@ def decode(data: bytes) -> torch.Tensor:
 
     Raises ImageError for bytes that are empty, truncated, not an image, or larger than MAX_PIXELS.
     """
+    return torch.from_numpy(_decode(data, (0, 0))[0])
+
+
+def _decode(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The pixels, and the image's own (height, width); of a JPEG maybe fewer pixels, but not fewer than `least`."""
     if not data:
         raise ImageError("empty file")
-    if data[:2] == b"\xff\xd8" and (pixels := _decode_jpeg(data)) is not None:
-        return torch.from_numpy(pixels)
-    return torch.from_numpy(_decode_any(data))
+    if data[:2] == b"\xff\xd8" and (decoded := _decode_jpeg(data, least)) is not None:
+        return decoded
+    pixels_HWC = _decode_any(data)
+    return pixels_HWC, (pixels_HWC.shape[0], pixels_HWC.shape[1])
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """An ordinary JPEG's pixels, or None where Pillow should try: CMYK, damaged, unusual."""
+def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """An ordinary JPEG's pixels and size, or None where Pillow should try: CMYK, damaged, unusual."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
             return None
-        return simplejpeg.decode_jpeg(data, "RGB")
+        scaled = {"min_height": least[0], "min_width": least[1], "min_factor": 2} if any(least) else {}
+        return simplejpeg.decode_jpeg(data, "RGB", **scaled), (height, width)
     except ValueError:
         return None
 
@@ -217,15 +121,19 @@ def _words(error: Exception) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")[:MOST_WORDS]
 
 
-def fit(pixels_HWC: torch.Tensor, spec: PreprocessSpec, out_CHW: torch.Tensor) -> None:
+def fit(
+    pixels_HWC: torch.Tensor, spec: PreprocessSpec, out_CHW: torch.Tensor, own: tuple[int, int] | None = None
+) -> None:
     """Resize and crop one image into its place in a batch: (H, W, C) uint8 to (C, crop height, crop width) uint8.
 
-    Raises ImageError where the resized image, of an extreme aspect ratio, would exceed MAX_PIXELS.
+    `own` is the image's own (height, width) where it was not decoded at that size. Raises ImageError where the resized
+    image, of an extreme aspect ratio, would exceed MAX_PIXELS.
     """
     pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
-    size = _target_size(pixels_HWC.shape[0], pixels_HWC.shape[1], spec.resize)
+    height, width = own or (pixels_HWC.shape[0], pixels_HWC.shape[1])
+    size = _target_size(height, width, spec.resize)
     if size[0] * size[1] > MAX_PIXELS:
-        raise ImageError(f"{pixels_HWC.shape[1]}x{pixels_HWC.shape[0]} pixels would be resized to {size[1]}x{size[0]}")
+        raise ImageError(f"{width}x{height} pixels would be resized to {size[1]}x{size[0]}")
     if size != (pixels_HWC.shape[0], pixels_HWC.shape[1]):
         pixels_1CHW = functional.interpolate(pixels_1CHW, size, mode=spec.interpolation, antialias=True)
     _crop(pixels_1CHW[0], spec.crop, out_CHW)

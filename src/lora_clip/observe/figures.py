@@ -29,6 +29,7 @@ class Figures:
     local_ranks: int
     workers: int
     batch_size: int
+    decode: str
     threads: int
     fast_bfloat16: bool
     startup: float
@@ -57,7 +58,9 @@ class Figures:
         return max(self.seconds_by_rank, default=0.0)
 
 
-def gather(ranks: Sequence[Counters], machine: Machine, dtype: str, workers: int, batch_size: int) -> Figures:
+def gather(
+    ranks: Sequence[Counters], machine: Machine, dtype: str, workers: int, batch_size: int, decode: str
+) -> Figures:
     """The figures of a run; a rank without images has no share in them. `workers` and `batch_size` are per rank."""
     worked = [rank for rank in ranks if rank.images]
     steady, watched = sum(rank.steady for rank in worked), total(worked, "watched")
@@ -71,6 +74,7 @@ def gather(ranks: Sequence[Counters], machine: Machine, dtype: str, workers: int
         local_ranks=machine.local_ranks,
         workers=workers,
         batch_size=batch_size,
+        decode=decode,
         threads=machine.threads,
         fast_bfloat16=machine.fast_bfloat16,
         startup=max((rank.startup for rank in worked), default=0.0),

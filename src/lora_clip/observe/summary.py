@@ -49,6 +49,7 @@ class Settings:
     ranks: int
     workers: int
     batch_size: int
+    decoding: str
     dtype: torch.dtype
     output_dtype: str
 
@@ -112,6 +113,7 @@ def run_record(
         "ranks": settings.ranks,
         "workers": settings.workers,
         "batch_size": settings.batch_size,
+        "decode": settings.decoding,
         "images_by_rank": [int(rank.images) for rank in ranks],
         "by_rank": figures.record(ranks),
         "verdict": verdict_on(settings, ranks, machine),
@@ -123,7 +125,7 @@ def verdict_on(settings: Settings, ranks: Sequence[Counters], machine: Machine |
     if machine is None:
         return ""
     dtype = str(settings.dtype).removeprefix("torch.")
-    return judge(figures.gather(ranks, machine, dtype, settings.workers, settings.batch_size))
+    return judge(figures.gather(ranks, machine, dtype, settings.workers, settings.batch_size, settings.decoding))
 
 
 def closing(root: Path, plan: Plan, verdict: Verdict) -> str:

@@ -107,12 +107,12 @@ def _workers_wanted(figures: Figures) -> int:
 
 
 def _lighter(figures: Figures) -> str:
-    if figures.pixels >= LARGE_PIXELS:
-        return (
-            f"the images are large ({figures.pixels / 1e6:.1f} megapixels): smaller copies of them decode faster, "
-            "else only more cores help"
-        )
-    return "only more cores help"
+    if figures.pixels < LARGE_PIXELS:
+        return "only more cores help"
+    large = f"the images are large ({figures.pixels / 1e6:.1f} megapixels)"
+    if figures.decode == "exact":
+        return f"{large}: try data.decode=fast, or smaller copies of them; else only more cores help"
+    return f"{large}: smaller copies of them decode faster, else only more cores help"
 
 
 # --- On the CPU alone, where decoding and the forward share the cores ------------------------------------------------
