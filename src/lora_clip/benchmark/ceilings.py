@@ -1,0 +1,133 @@
+"""What the machine allows: images/s of decoding, of decoding and resizing on all cores, and of the model alone.
+
+python -m lora_clip.benchmark.ceilings --base B --adapter A --shards DIR    prints them as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+from lora_clip.benchmark.photographs import list_photographs
+from lora_clip.data.pixels import decode, prepare
+from lora_clip.data.spec import PreprocessSpec, load_spec
+from lora_clip.model.checkpoint import find_checkpoint
+from lora_clip.model.encoder import Normalisation, load_encoder, resolve_dtype
+
+SECONDS = 3.0
+SAMPLE = 1000
+"""Images decoded: read before, spread over the collection."""
+BATCH_SIZES = {"cpu": (16, 32, 64, 128), "cuda": (64, 128, 256, 512)}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Images/s of the whole machine: `forward` on all devices, at its best `batch_size`, in `dtype`."""
+
+    decode: float
+    pixels: float
+    forward: float
+    batch_size: int
+    dtype: str
+    device: str
+    devices: int
+    cores: int
+
+    @property
+    def binding(self) -> float:
+        """What no job can pass: without a GPU pixels and forward share the cores, with one the slower part binds."""
+        if self.device == "cpu":
+            return 1 / (1 / self.pixels + 1 / self.forward)
+        return min(self.pixels, self.forward)
+
+
+def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
+    """The ceilings of this machine for a model and the first `images` of a collection."""
+    spec = load_spec(base)
+    photographs = list_photographs(shards, images)
+    data = [photograph.read() for photograph in photographs[:: max(1, len(photographs) // SAMPLE)]]
+    cores = len(os.sched_getaffinity(0))
+    decoding, pixels = (_on_all_cores(partial(work, data, spec), cores) for work in (_decode, _pixels))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    devices = max(1, torch.cuda.device_count())
+    dtype = resolve_dtype("auto", device.type)
+    encoder, _ = load_encoder(
+        find_checkpoint(str(base), str(adapter)), Normalisation(spec.scale, spec.mean, spec.std), dtype, device
+    )
+    forward, batch_size = max((_forward(encoder, size, spec, device), size) for size in BATCH_SIZES[device.type])
+    name = str(dtype).removeprefix("torch.")
+    return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores)
+
+
+def _on_all_cores(work: Callable[[], float], cores: int) -> float:
+    """The sum of what as many processes as there are cores do at once."""
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(cores), context.SimpleQueue()
+    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(cores)]
+    for process in processes:
+        process.start()
+    total = sum(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return total
+
+
+def _alongside(work: Callable[[], float], barrier: object, results: object) -> None:
+    torch.set_num_threads(1)
+    barrier.wait()  # type: ignore[attr-defined]
+    results.put(work())  # type: ignore[attr-defined]
+
+
+def _decode(data: list[bytes], spec: PreprocessSpec) -> float:
+    return _rate(data, lambda image: decode(image))
+
+
+def _pixels(data: list[bytes], spec: PreprocessSpec) -> float:
+    out_CHW = torch.empty((3, *spec.crop), dtype=torch.uint8)
+    return _rate(data, lambda image: prepare(image, spec, out_CHW))
+
+
+def _rate(data: list[bytes], work: Callable[[bytes], object]) -> float:
+    """Images/s of one process, over and over the same images until the time is up."""
+    started = time.perf_counter()
+    for done, image in enumerate(cycle(data), start=1):
+        work(image)
+        if (passed := time.perf_counter() - started) > SECONDS:
+            return done / passed
+    raise AssertionError("there are images")
+
+
+@torch.inference_mode()
+def _forward(encoder: torch.nn.Module, batch_size: int, spec: PreprocessSpec, device: torch.device) -> float:
+    """Images/s of the model on one device, over the same batch again and again."""
+    pixels_BCHW = torch.randint(0, 256, (batch_size, 3, *spec.crop), dtype=torch.uint8, device=device)
+    encoder(pixels_BCHW)[0, 0].item()
+    started, done = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < SECONDS:
+        encoder(pixels_BCHW)[0, 0].item()  # waits for the device
+        done += batch_size
+    return done / passed
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--base", "--adapter", "--shards"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--limit", type=int, required=True)
+    given = parser.parse_args()
+    print(json.dumps(asdict(measure(given.base, given.adapter, given.shards, given.limit))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What a table of rates does not show: the price of `data.decode=fast`, and memory over the size of the collection."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from lora_clip.benchmark.collection import Collection, make
+from lora_clip.benchmark.measure import BenchmarkError, Timing, measure, run
+from lora_clip.benchmark.patterns import Material, ours
+from lora_clip.data.pixels import EXACT, FAST
+
+MEMORY_SIZES = (3_000, 15_000)
+LOOK_EVERY = 0.1
+
+
+def decoding(material: Material, folder: Path, images: int, seconds: float, repeats: int, scratch: Path) -> str:
+    """Both ways of decoding 12-megapixel photographs: images/s of the job, and the cosine between the embeddings."""
+    shards = make(folder / f"large-{images}", Collection(images, large_share=1.0))
+    large = Material(material.base, material.adapter, shards)
+    patterns = [ours(large, ["auto"], [f"data.decode={way}", "output.dtype=float32"])[0] for way in (EXACT, FAST)]
+    exact, fast = measure(patterns, images, seconds, repeats, scratch)
+    cosines = _cosines(exact, fast, images, scratch)
+    return (
+        f"{images:,} photographs of 12 megapixels: data.decode=exact {exact.rate:,.1f} images/s, "
+        f"fast {fast.rate:,.1f} ({fast.rate / exact.rate:.2f} x); "
+        f"cosine of fast to exact: at least {cosines.min():.6f}, mean {cosines.mean():.6f}"
+    )
+
+
+def _cosines(exact: Timing, fast: Timing, images: int, scratch: Path) -> np.ndarray:
+    """The cosine of each image's two embeddings."""
+    both = []
+    for timing in (exact, fast):
+        run(timing.pattern, images, scratch)
+        files = sorted((scratch / "output" / "img_emb").glob("*.npy"))
+        both.append(np.concatenate([np.load(file) for file in files]).astype(np.float64))
+    return np.sum(both[0] * both[1], axis=1) / np.prod([np.linalg.norm(one, axis=1) for one in both], axis=0)
+
+
+def memory(material: Material, images: int, scratch: Path) -> str:
+    """Peak memory of the whole job over two sizes of collection."""
+    sizes = [min(size, images) for size in MEMORY_SIZES]
+    peaks = [_peak(material, size, scratch) for size in sizes]
+    told = ", ".join(f"{peak / 2**20:,.0f} MiB over {size:,} images" for peak, size in zip(peaks, sizes, strict=True))
+    return f"peak memory of all processes (PSS): {told}: {peaks[1] / peaks[0]:.3f} x"
+
+
+def _peak(material: Material, images: int, scratch: Path) -> float:
+    """The most bytes that the processes of a job held together, shared pages counted once."""
+    pattern, peak = ours(material, ["auto"])[0], 0.0
+    command = [str(part) for part in pattern.command(images, scratch / f"memory-{images}")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, _held(process.pid))
+        time.sleep(LOOK_EVERY)
+    if process.returncode or not math.isfinite(peak):
+        raise BenchmarkError(f"{' '.join(command)} ended with {process.returncode}")
+    return peak
+
+
+def _held(pid: int) -> float:
+    """PSS of a process and its descendants, in bytes; one that ends meanwhile holds nothing."""
+    held = 0.0
+    with suppress(psutil.Error):
+        whole = psutil.Process(pid)
+        for process in (whole, *whole.children(recursive=True)):
+            with suppress(psutil.Error):
+                held += process.memory_full_info().pss
+    return held

@@ -1,0 +1,121 @@
+"""The results: a row each, as a text table, as JSON, as a bar chart."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_clip.benchmark.ceilings import Ceilings
+from lora_clip.benchmark.measure import Timing
+from lora_clip.observe.plain import align
+from lora_clip.observe.plot import STYLE
+
+WHOLE = 1000
+HEADER = (
+    "pattern", "devices", "workers", "images/s", "s for 1,000", "29,104 images", "x the loop", "of the ceiling",
+)  # fmt: skip
+LOOP = "one-at-a-time"
+ROW, BAR, NAMES, ROOM, ABOVE = 26, 420, 330, 110, 46
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: `rate` in marginal images/s; times in seconds of whole processes, None for a ceiling."""
+
+    pattern: str
+    devices: str
+    workers: str
+    rate: float
+    seconds_for_1000: float | None
+    projected_seconds: float | None
+    times_the_loop: float | None
+    share_of_ceiling: float
+
+
+def rows(timings: Sequence[Timing], ceilings: Ceilings, collection: int) -> list[Row]:
+    """The rows of what was run, then of the ceilings; `collection` is the number of images to project to."""
+    loop = next((timing.rate for timing in timings if timing.pattern.name == LOOP), None)
+    ran = [
+        Row(
+            timing.pattern.name,
+            timing.pattern.devices,
+            timing.pattern.workers,
+            timing.rate,
+            timing.whole(WHOLE),
+            timing.whole(collection),
+            loop and timing.rate / loop,
+            timing.rate / ceilings.binding,
+        )
+        for timing in timings
+    ]
+    return ran + [
+        Row(name, devices, workers, rate, None, None, loop and rate / loop, rate / ceilings.binding)
+        for name, devices, workers, rate in _limits(ceilings)
+    ]
+
+
+def _limits(ceilings: Ceilings) -> list[tuple[str, str, str, float]]:
+    cores, devices = f"{ceilings.cores} cores", f"{ceilings.devices} x {ceilings.device}"
+    both = "pixels and forward on the same cores" if ceilings.device == "cpu" else "the slower of pixels and forward"
+    return [
+        ("ceiling: decode only", "-", cores, ceilings.decode),
+        ("ceiling: decode + resize", "-", cores, ceilings.pixels),
+        (f"ceiling: forward only, {ceilings.dtype}, batch {ceilings.batch_size}", devices, "-", ceilings.forward),
+        (f"binding ceiling: {both}", devices, cores, ceilings.binding),
+    ]
+
+
+def text(found: Sequence[Row]) -> str:
+    """The table."""
+    return "\n".join(align([HEADER, *(_cells(row) for row in found)]))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.pattern,
+        row.devices,
+        row.workers,
+        f"{row.rate:,.1f}",
+        "-" if row.seconds_for_1000 is None else f"{row.seconds_for_1000:,.1f}",
+        "-" if row.projected_seconds is None else duration(row.projected_seconds),
+        "-" if row.times_the_loop is None else f"{row.times_the_loop:,.1f}",
+        f"{row.share_of_ceiling:.0%}",
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which they are read: 14 s, 6 min 12 s, 13 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def chart(found: Sequence[Row], title: str) -> str:
+    """The rates as bars, an SVG document; the ceilings are the pale ones."""
+    width, height = NAMES + BAR + ROOM, ABOVE + ROW * len(found) + 14
+    longest = max(row.rate for row in found)
+    bars = "\n".join(_bar(row, index, longest) for index, row in enumerate(found))
+    described = "; ".join(f"{_name(row)}: {row.rate:,.1f} images per second" for row in found)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-labelledby="title desc">\n<title id="title">{html.escape(title)}</title>\n'
+        f'<desc id="desc">{html.escape(described)}</desc>\n<style>{STYLE}.pale {{ fill-opacity: .35; }}</style>\n'
+        f'<rect class="page" width="{width}" height="{height}"/>\n'
+        f'<text class="head" x="14" y="26">{html.escape(title)}</text>\n{bars}\n</svg>\n'
+    )
+
+
+def _bar(row: Row, index: int, longest: float) -> str:
+    top, length = ABOVE + ROW * index, max(1.0, BAR * row.rate / longest)
+    style = "rate pale" if row.seconds_for_1000 is None else "rate"
+    return (
+        f'<text x="{NAMES - 10}" y="{top + 16}" text-anchor="end">{html.escape(_name(row))}</text>'
+        f'<rect class="{style}" stroke="none" x="{NAMES}" y="{top + 4}" width="{length:.1f}" height="{ROW - 8}"/>'
+        f'<text x="{NAMES + length + 6:.1f}" y="{top + 16}">{row.rate:,.1f}</text>'
+    )
+
+
+def _name(row: Row) -> str:
+    return row.pattern if row.workers == "-" or row.seconds_for_1000 is None else f"{row.pattern}, {row.workers}"
