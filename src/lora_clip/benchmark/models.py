@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def make_random(folder: Path, name: str) -> tuple[Path, Path]:
     if not home.exists():
         unfinished = folder / f".{name}.{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT asks transformers
             _save(unfinished, home, name)
         unfinished.replace(home)
     return home / "base", home / "adapter"
@@ -55,4 +57,4 @@ def _save(folder: Path, home: Path, name: str) -> None:
             if "lora_B" in weight_name:
                 torch.nn.init.normal_(weight, std=0.02)
         adapted.peft_config["default"].base_model_name_or_path = str(home / "base")
-        adapted.save_pretrained(folder / "adapter")
+        adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # "auto" looks for the base

@@ -62,7 +62,7 @@ def ours(material: Material, workers: Sequence[str], overrides: Sequence[str] = 
     devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
     named = " ".join([JOB, *overrides])
     return [
-        Pattern(named, devices, f"{count} workers", partial(_job, material, (f"data.num_workers={count}", *overrides)))
+        Pattern(named, devices, "1 worker" if count == "1" else f"{count} workers", partial(_job, material, (f"data.num_workers={count}", *overrides)))
         for count in workers
     ]
 
