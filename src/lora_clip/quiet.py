@@ -36,7 +36,9 @@ def quiet_transformers() -> Iterator[None]:
     messages.set_verbosity_error()
     messages.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
+            yield
     finally:
         messages.set_verbosity(level)
         if bars:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ def make_random(folder: Path, name: str) -> tuple[Path, Path]:
     if not home.exists():
         unfinished = folder / f".{name}.{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # PEFT asks transformers
+        with quiet_transformers():
             _save(unfinished, home, name)
         unfinished.replace(home)
     return home / "base", home / "adapter"

@@ -61,9 +61,10 @@ def ours(material: Material, workers: Sequence[str], overrides: Sequence[str] = 
     gpus = torch.cuda.device_count()
     devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
     named = " ".join([JOB, *overrides])
+    settings = {f"{count} worker{'s' * (count != '1')}": f"data.num_workers={count}" for count in workers}
     return [
-        Pattern(named, devices, "1 worker" if count == "1" else f"{count} workers", partial(_job, material, (f"data.num_workers={count}", *overrides)))
-        for count in workers
+        Pattern(named, devices, told, partial(_job, material, (setting, *overrides)))
+        for told, setting in settings.items()
     ]
 
 

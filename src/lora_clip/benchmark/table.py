@@ -86,7 +86,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit in which they are read: 14 s, 6 min 12 s, 13 h 20 min."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
