@@ -52,8 +52,8 @@ def adapted(base: Path, adapter: Path) -> Any:
 
 
 def unit(features: Any) -> torch.Tensor:
-    """Rows of unit norm; transformers 5 hands out an object around them."""
-    embeddings_BD = getattr(features, "pooler_output", features)
+    """Float32 rows of unit norm; transformers 5 hands out an object around them."""
+    embeddings_BD = getattr(features, "pooler_output", features).float()
     return embeddings_BD / embeddings_BD.norm(dim=-1, keepdim=True)
 
 

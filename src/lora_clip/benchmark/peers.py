@@ -51,7 +51,7 @@ def data_loader(photographs: Sequence[Photograph], base: Path, adapter: Path) ->
     with torch.inference_mode():
         for pixels_BCHW in loader:
             features = model.get_image_features(pixel_values=pixels_BCHW.to(device, dtype, non_blocking=True))
-            yield unit(features).float().cpu().numpy()
+            yield unit(features).cpu().numpy()
 
 
 def sentence_transformers(photographs: Sequence[Photograph], base: Path, adapter: Path) -> Iterator[np.ndarray]:
