@@ -144,8 +144,18 @@ def takes(start: float, each: float) -> Pattern:
 def test_a_rate_does_not_count_the_start() -> None:
     timing = Timing(takes(0, 0), {100: [9.0, 3.0, 3.1], 400: [4.6, 4.5, 30.0]})
     assert timing.rate == pytest.approx(300 / (4.6 - 3.1))
-    assert timing.startup == pytest.approx(2.6)
+    assert timing.whole(0) == pytest.approx(2.6)
     assert timing.whole(1000) == pytest.approx(2.6 + 1000 / 200)
+
+
+def test_runs_that_differ_by_noise_tell_no_rate() -> None:
+    for longer in (3.95, 4.0, 4.1):
+        noise = Timing(Pattern("sleeper", "CPU", "none", lambda images, output: []), {25: [4.0], 100: [longer]})
+        assert noise.rate is None and noise.whole(1000) is None
+        row = rows([noise], CEILINGS, 29_104)[0]
+        assert (row.rate, row.share_of_ceiling, row.is_ceiling) == (None, None, False)
+        assert "take more (--subset)" in text([row])
+        ElementTree.fromstring(chart([row, *rows([], CEILINGS, 1)], "images per second"))
 
 
 def test_runs_grow_until_one_is_long_enough_beyond_the_one_before(tmp_path: Path) -> None:
@@ -189,7 +199,8 @@ def test_a_row_has_its_ratio_to_the_loop_and_its_share_of_the_ceiling() -> None:
     assert job.times_the_loop == pytest.approx(18) and job.share_of_ceiling == pytest.approx(0.9)
     assert job.projected_seconds == pytest.approx(2 + 29_104 / 900)
     assert job.seconds_for_1000 == pytest.approx(2 + 1000 / 900)
-    assert [round(limit.rate) for limit in limits] == [2000, 1500, 3000, 1000]
+    assert [limit.rate for limit in limits] == [2000, 1500, 3000, pytest.approx(1000)]
+    assert [row.is_ceiling for row in (loop, job, *limits)] == [False, False, True, True, True, True]
     assert all(limit.projected_seconds is None for limit in limits)
 
 

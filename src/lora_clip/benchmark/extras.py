@@ -27,9 +27,12 @@ def decoding(material: Material, folder: Path, images: int, seconds: float, repe
     patterns = [ours(large, ["auto"], [f"data.decode={way}", "output.dtype=float32"])[0] for way in (EXACT, FAST)]
     exact, fast = measure(patterns, images, seconds, repeats, scratch)
     cosines = _cosines(exact, fast, images, scratch)
+    if exact.rate is None or fast.rate is None:
+        rates = "too few to tell data.decode=exact and fast apart"
+    else:
+        rates = f"data.decode=exact {exact.rate:,.1f} images/s, fast {fast.rate:,.1f} ({fast.rate / exact.rate:.2f} x)"
     return (
-        f"{images:,} photographs of 12 megapixels: data.decode=exact {exact.rate:,.1f} images/s, "
-        f"fast {fast.rate:,.1f} ({fast.rate / exact.rate:.2f} x); "
+        f"{images:,} photographs of 12 megapixels: {rates}; "
         f"cosine of fast to exact: at least {cosines.min():.6f}, mean {cosines.mean():.6f}"
     )
 

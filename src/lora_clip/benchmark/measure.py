@@ -19,6 +19,8 @@ from lora_clip.errors import LoraClipError
 
 GROWTH = 4
 SMALLEST = 50
+NOISE = 0.05
+"""The share of its time by which a whole process may well vary from run to run."""
 
 
 class BenchmarkError(LoraClipError):
@@ -50,20 +52,18 @@ class Timing:
         return small, large
 
     @property
-    def rate(self) -> float:
-        """Marginal images/s: from the medians of both sizes."""
+    def rate(self) -> float | None:
+        """Marginal images/s, from the medians of both sizes; None where these differ by no more than noise."""
         small, large = self.sizes
-        return (large - small) / (median(self.seconds[large]) - median(self.seconds[small]))
+        longer = median(self.seconds[large]) - median(self.seconds[small])
+        return (large - small) / longer if longer > NOISE * median(self.seconds[large]) else None
 
-    @property
-    def startup(self) -> float:
-        """Seconds of a run over no image at all, by the same line."""
+    def whole(self, images: int) -> float | None:
+        """Seconds of a whole process over so many images, by the same line; its start takes no less than nothing."""
+        if self.rate is None:
+            return None
         small, _ = self.sizes
-        return max(0.0, median(self.seconds[small]) - small / self.rate)
-
-    def whole(self, images: int) -> float:
-        """Seconds of a whole process over so many images, by the same line."""
-        return self.startup + images / self.rate
+        return max(0.0, median(self.seconds[small]) - small / self.rate) + images / self.rate
 
 
 def measure(patterns: Sequence[Pattern], most: int, seconds: float, repeats: int, scratch: Path) -> list[Timing]:

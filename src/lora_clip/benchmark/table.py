@@ -16,21 +16,30 @@ HEADER = (
     "pattern", "devices", "workers", "images/s", "s for 1,000", "29,104 images", "x the loop", "of the ceiling",
 )  # fmt: skip
 LOOP = "one-at-a-time"
-ROW, BAR, NAMES, ROOM, ABOVE = 26, 420, 330, 110, 46
+ROW, BAR, NAMES, ROOM, ABOVE = 26, 420, 380, 110, 46
+UNKNOWN = "- in a row that was run: so few images do not show in its time; take more (--subset)"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: `rate` in marginal images/s; times in seconds of whole processes, None for a ceiling."""
+    """A line of the table: `rate` in marginal images/s; times in seconds of whole processes, None for a ceiling.
+
+    What too few images leave unknown is None, too.
+    """
 
     pattern: str
     devices: str
     workers: str
-    rate: float
+    rate: float | None
     seconds_for_1000: float | None
     projected_seconds: float | None
     times_the_loop: float | None
-    share_of_ceiling: float
+    share_of_ceiling: float | None
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether nothing was run for it as a program."""
+        return "ceiling:" in self.pattern
 
 
 def rows(timings: Sequence[Timing], ceilings: Ceilings, collection: int) -> list[Row]:
@@ -44,15 +53,19 @@ def rows(timings: Sequence[Timing], ceilings: Ceilings, collection: int) -> list
             timing.rate,
             timing.whole(WHOLE),
             timing.whole(collection),
-            loop and timing.rate / loop,
-            timing.rate / ceilings.binding,
+            _ratio(timing.rate, loop),
+            _ratio(timing.rate, ceilings.binding),
         )
         for timing in timings
     ]
     return ran + [
-        Row(name, devices, workers, rate, None, None, loop and rate / loop, rate / ceilings.binding)
+        Row(name, devices, workers, rate, None, None, _ratio(rate, loop), rate / ceilings.binding)
         for name, devices, workers, rate in _limits(ceilings)
     ]
+
+
+def _ratio(rate: float | None, other: float | None) -> float | None:
+    return rate and other and rate / other
 
 
 def _limits(ceilings: Ceilings) -> list[tuple[str, str, str, float]]:
@@ -68,7 +81,8 @@ def _limits(ceilings: Ceilings) -> list[tuple[str, str, str, float]]:
 
 def text(found: Sequence[Row]) -> str:
     """The table."""
-    return "\n".join(align([HEADER, *(_cells(row) for row in found)]))
+    notes = [UNKNOWN] if any(row.rate is None for row in found) else []
+    return "\n".join([*align([HEADER, *(_cells(row) for row in found)]), *notes])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -76,12 +90,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.pattern,
         row.devices,
         row.workers,
-        f"{row.rate:,.1f}",
-        "-" if row.seconds_for_1000 is None else f"{row.seconds_for_1000:,.1f}",
+        _told(row.rate),
+        _told(row.seconds_for_1000),
         "-" if row.projected_seconds is None else duration(row.projected_seconds),
-        "-" if row.times_the_loop is None else f"{row.times_the_loop:,.1f}",
-        f"{row.share_of_ceiling:.0%}",
+        _told(row.times_the_loop),
+        "-" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.0%}",
     )
+
+
+def _told(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
 
 
 def duration(seconds: float) -> str:
@@ -95,9 +113,9 @@ def duration(seconds: float) -> str:
 def chart(found: Sequence[Row], title: str) -> str:
     """The rates as bars, an SVG document; the ceilings are the pale ones."""
     width, height = NAMES + BAR + ROOM, ABOVE + ROW * len(found) + 14
-    longest = max(row.rate for row in found)
+    longest = max(row.rate or 0 for row in found)
     bars = "\n".join(_bar(row, index, longest) for index, row in enumerate(found))
-    described = "; ".join(f"{_name(row)}: {row.rate:,.1f} images per second" for row in found)
+    described = "; ".join(f"{_name(row)}: {_told(row.rate)} images per second" for row in found)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-labelledby="title desc">\n<title id="title">{html.escape(title)}</title>\n'
@@ -108,14 +126,14 @@ def chart(found: Sequence[Row], title: str) -> str:
 
 
 def _bar(row: Row, index: int, longest: float) -> str:
-    top, length = ABOVE + ROW * index, max(1.0, BAR * row.rate / longest)
-    style = "rate pale" if row.seconds_for_1000 is None else "rate"
+    top, length = ABOVE + ROW * index, max(1.0, BAR * (row.rate or 0) / longest)
+    style = "rate pale" if row.is_ceiling else "rate"
     return (
         f'<text x="{NAMES - 10}" y="{top + 16}" text-anchor="end">{html.escape(_name(row))}</text>'
         f'<rect class="{style}" stroke="none" x="{NAMES}" y="{top + 4}" width="{length:.1f}" height="{ROW - 8}"/>'
-        f'<text x="{NAMES + length + 6:.1f}" y="{top + 16}">{row.rate:,.1f}</text>'
+        f'<text x="{NAMES + length + 6:.1f}" y="{top + 16}">{_told(row.rate)}</text>'
     )
 
 
 def _name(row: Row) -> str:
-    return row.pattern if row.workers == "-" or row.seconds_for_1000 is None else f"{row.pattern}, {row.workers}"
+    return row.pattern if row.is_ceiling else f"{row.pattern}, {row.workers}"
