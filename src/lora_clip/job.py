@@ -62,7 +62,6 @@ class Job:
     """What rank 0 knows of the job; `wanted` counts the positions of each shard that the output is to hold at last."""
 
     model: Model
-    source: Source
     inventory: Inventory
     plan: Plan
     wanted: Mapping[int, int]
@@ -185,7 +184,7 @@ def plan(config: DictConfig, space: Space, source: Source, model: Model, setting
     pieces = space.store.recover(wanted)
     done = {shard: [(piece.start, piece.stop) for piece in found] for shard, found in pieces.items()}
     missing = make_plan(inventory, done, ranks=settings.ranks, workers=settings.workers, batch_size=settings.batch_size)
-    return Job(model, source, inventory, missing, wanted, fingerprint, settings, config.max_reject_fraction)
+    return Job(model, inventory, missing, wanted, fingerprint, settings, config.max_reject_fraction)
 
 
 def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
@@ -225,7 +224,7 @@ def finish(job: Job, space: Space, monitor: Monitor, embedder: ClipEmbedder, sta
         adapter = embedder.adapter_summary or _adapter_on_disk(job.model.checkpoint)
         manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, adapter)
         write_manifest(space.root, manifest)
-        write_report(space.root, job.source, {shard.id: shard for shard in job.inventory.shards})
+        write_report(space.root)
     print(summary.closing(space.root, job.plan, verdict), flush=True)
     if (rejects := int(sum(rank.rejects for rank in ranks))) > job.allowed_rejects:
         raise TooManyRejectsError(

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
-from lora_clip.batch import Part
-from lora_clip.data.pixels import ImageError, decode
-from lora_clip.data.sources import Shard, Source
 from lora_clip.output.store import Store
+from lora_clip.pictures import Pictures
 
 ROWS_LOOKED_AT = 4096
 QUERIES, NEIGHBOURS = 6, 6
@@ -55,30 +51,16 @@ def _line(embeddings_ND: np.ndarray, rows: Sequence[Mapping[str, Any]], query: i
     return [Hit(rows[index], float(cosines_N[index])) for index in (query, *nearest[:NEIGHBOURS])]
 
 
-def gallery(lines: Sequence[Sequence[Hit]], source: Source, shards: Mapping[int, Shard]) -> str:
+def gallery(lines: Sequence[Sequence[Hit]], pictures: Pictures) -> str:
     """The pictures as HTML, with thumbnails read from the input; one that cannot be read is left blank."""
-    rows = "".join(f"<tr>{''.join(_cell(hit, source, shards) for hit in line)}" for line in lines)
+    rows = "".join(f"<tr>{''.join(_cell(hit, pictures) for hit in line)}" for line in lines)
     heading = "<h2>Pictures and their nearest neighbours</h2><p>Each line begins with the query; figures are cosines."
     return f"{heading}<table class=gallery>{rows}</table>" if lines else ""
 
 
-def _cell(hit: Hit, source: Source, shards: Mapping[int, Shard]) -> str:
-    shard, position = hit.row["shard"], hit.row["position"]
+def _cell(hit: Hit, pictures: Pictures) -> str:
     caption = html.escape(hit.row["caption"] or hit.row["key"])
-    data = _thumbnail(source, shards[shard], position) if shard in shards else None
-    image = (
-        f"<img alt='{caption}' title='{caption}' src='data:image/jpeg;base64,{data}'>" if data else "<i>no picture</i>"
-    )
+    data = pictures.thumbnail(hit.row["shard"], hit.row["position"], THUMBNAIL_PIXELS)
+    shown = f"src='data:image/jpeg;base64,{base64.b64encode(data).decode()}'" if data else ""
+    image = f"<img alt='{caption}' title='{caption}' {shown}>" if data else "<i>no picture</i>"
     return f"<td>{image}<br>{hit.cosine:.2f}"
-
-
-def _thumbnail(source: Source, shard: Shard, position: int) -> str | None:
-    try:
-        sample = next(iter(source.read(shard, Part(shard.id, position, position + 1))))
-        image = Image.fromarray(decode(sample.image).numpy())
-    except (ImageError, OSError, StopIteration):
-        return None
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return base64.b64encode(file.getvalue()).decode()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lora_clip.data.sources import Shard, Source
 from lora_clip.observe.gallery import gallery, pick
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.store import Store, write_text
+from lora_clip.pictures import Pictures
 
 SHOWN_ABOVE = ("verdict", "by_rank", "images_by_rank")
 STYLE = """
@@ -27,14 +27,15 @@ table { border-collapse: collapse; } th, td { text-align: left; padding: .25rem 
 """
 
 
-def write_report(root: Path, source: Source, shards: Mapping[int, Shard]) -> None:
+def write_report(root: Path) -> None:
     """Write the page for the latest run into the output directory, with pictures from the input."""
     from lora_clip.observe.summary import reasons
 
     manifest = read_manifest(root)
     assert manifest is not None, "the report follows the manifest"
-    pictures = gallery(pick(Store(root), list(shards)), source, shards)
-    write_text(root / "report.html", page(root.name, manifest, reasons(root).most_common(), pictures))
+    pictures = Pictures.of(root)
+    shown = gallery(pick(Store(root), sorted(pictures.shards)), pictures)
+    write_text(root / "report.html", page(root.name, manifest, reasons(root).most_common(), shown))
 
 
 def page(name: str, manifest: dict[str, Any], rejects: Iterable[tuple[str, int]], pictures: str = "") -> str:
