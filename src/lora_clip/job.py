@@ -21,7 +21,7 @@ from lora_clip.data.sources import Shard, Source, open_source
 from lora_clip.data.spec import PreprocessSpec, load_spec
 from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.model.adapter import AdapterSummary, summarise
-from lora_clip.model.checkpoint import Checkpoint, file_digest, find_checkpoint, weights_digest
+from lora_clip.model.checkpoint import Checkpoint, digests, find_checkpoint
 from lora_clip.model.encoder import DTYPES, Normalisation, resolve_dtype
 from lora_clip.model.module import ClipEmbedder
 from lora_clip.observe import summary
@@ -145,20 +145,9 @@ def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
 
 def fingerprint_of(model: Model, image_key: Any, decoding: str) -> dict[str, Any]:
     """What one output directory holds one of: base, adapter, preprocessing, dtypes, and which members are images."""
-    checkpoint = model.checkpoint
-    adapter = None
-    if checkpoint.adapter_folder is not None:
-        adapter = {
-            "weights": file_digest(checkpoint.adapter_folder / "adapter_model.safetensors"),
-            "config": file_digest(checkpoint.adapter_folder / "adapter_config.json"),
-        }
     return {
-        "base": {
-            "weights": weights_digest(checkpoint.base_folder),
-            "config": file_digest(checkpoint.base_folder / "config.json"),
-        },
-        "adapter": adapter,
-        "preprocessing": OmegaConf.to_container(OmegaConf.create(model.spec.to_json())),
+        **digests(model.checkpoint),
+        "preprocessing": model.spec.to_json(),
         "decode": decoding,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "output_dtype": model.output_dtype,

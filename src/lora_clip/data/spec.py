@@ -46,7 +46,7 @@ class PreprocessSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values, for the fingerprint."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def load_spec(checkpoint: Path) -> PreprocessSpec:

@@ -1,7 +1,8 @@
 """A LoRA adapter onto CLIP's vision tower: every weight accounted for, or a loud failure.
 
 Adapters exist that were trained on CLIPModel, CLIPVisionModel and CLIPVisionModelWithProjection. What such an adapter
-holds for the text tower does not touch images and is left aside here, knowingly; everything else must fit exactly.
+holds for the text tower does not touch images: `attach` leaves it aside, knowingly, and `attach_text` takes it for
+queries. Everything must fit exactly.
 """
 
 from __future__ import annotations
@@ -44,18 +45,35 @@ def attach(vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
     Raises AdapterError for missing, unexpected or misshapen weights, for a kind that is not LoRA, and for an adapter
     without any weight that touches images.
     """
-    from peft import get_peft_model, set_peft_model_state_dict
-
     config = _read_config(folder)
     weights = _image_weights(_read_weights(folder), folder)
-    root = _root(vision, weights)
+    return _put_on(_root(vision, weights), config, weights, folder), _summary(weights, config)
+
+
+def attach_text(text: nn.Module, folder: Path) -> PeftModel | None:
+    """Put what the adapter holds for text onto a CLIPTextModelWithProjection, in place; None where it holds nothing.
+
+    Raises AdapterError as `attach` does.
+    """
+    weights = {name: weight for name, weight in _read_weights(folder).items() if _is_text(name)}
+    return _put_on(text, _read_config(folder), weights, folder) if weights else None
+
+
+def _put_on(root: nn.Module, config: LoraConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> PeftModel:
+    """An adapter's weights on a module, in place, each of them accounted for."""
+    from peft import get_peft_model, set_peft_model_state_dict
+
     with _peft(f"adapter {folder} does not fit the base model"):
-        model = get_peft_model(root, _for_images(config))
+        model = get_peft_model(root, _for_one_tower(config))
     _check_fit(_weights_of(model), weights, folder)
     with _peft(f"adapter {folder} cannot be loaded"):
-        set_peft_model_state_dict(model, weights)
+        set_peft_model_state_dict(model, dict(weights))
     _check_loaded(_weights_of(model), weights, folder)
-    return model.eval(), _summary(weights, config)
+    return model.eval()
+
+
+def _is_text(name: str) -> bool:
+    return name.removeprefix(PREFIX).startswith(TEXT_PARTS)
 
 
 def merge(model: PeftModel, folder: Path) -> None:
@@ -103,7 +121,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _image_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    kept = {name: weight for name, weight in weights.items() if not name.removeprefix(PREFIX).startswith(TEXT_PARTS)}
+    kept = {name: weight for name, weight in weights.items() if not _is_text(name)}
     if not kept:
         touched = "only the text tower" if weights else "nothing"
         raise AdapterError(
@@ -123,8 +141,8 @@ def _root(vision: nn.Module, weights: Iterable[str]) -> nn.Module:
     return root
 
 
-def _for_images(config: LoraConfig) -> LoraConfig:
-    """The adapter's config without what concerns training, tasks and text; Megatron would be imported at its word."""
+def _for_one_tower(config: LoraConfig) -> LoraConfig:
+    """The adapter's config without what concerns training, tasks and tokens; Megatron would be imported at its word."""
     config.inference_mode, config.task_type = True, None
     config.trainable_token_indices = config.megatron_config = None
     return config

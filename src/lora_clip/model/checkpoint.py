@@ -169,6 +169,19 @@ def _conversion(name: str) -> str | None:
     return None
 
 
+def digests(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells one model from another: SHA-256 of the weights and configs of base and adapter."""
+    adapter, base = checkpoint.adapter_folder, checkpoint.base_folder
+    return {
+        "base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")},
+        "adapter": adapter
+        and {
+            "weights": file_digest(adapter / "adapter_model.safetensors"),
+            "config": file_digest(adapter / "adapter_config.json"),
+        },
+    }
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a folder's safetensors files, in the order of their names."""
     digest = hashlib.sha256()

@@ -1,0 +1,147 @@
+"""The finished rows of an output: embeddings mapped from their files, metadata read where it is asked for.
+
+A row's id is its shard's id in the upper 32 bits and its number in the shard's files in the lower 32: it stays the same
+when shards are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lora_clip.errors import OutputError
+from lora_clip.output.ledger import Piece
+from lora_clip.output.store import Store
+
+ROWS_AT_ONCE = 65_536
+ROW_BITS = 32
+NAMES = ("image_path", "url", "key")
+"""Columns by which a row may be called."""
+OPEN_FILES = 256
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one shard: their files, how many they are, and the SHA-256 of the file of embeddings."""
+
+    shard: int
+    rows: int
+    embeddings: Path
+    metadata: Path
+    checksum: str
+
+    def load(self) -> np.ndarray:
+        """Embeddings (rows, D) as they lie on disk, mapped. Raises OutputError where the file is not what it was."""
+        try:
+            embeddings_ND = _mapped(self.embeddings)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.embeddings} cannot be read: {error}") from error
+        if embeddings_ND.ndim != 2 or len(embeddings_ND) != self.rows:
+            raise OutputError(f"{self.embeddings} has the shape {embeddings_ND.shape}, {self.rows} rows are expected")
+        return embeddings_ND
+
+
+@lru_cache(OPEN_FILES)
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+class Rows:
+    """All rows of the shards that are finished, in the order of their ids."""
+
+    def __init__(self, root: Path) -> None:
+        store = Store(root)
+        finished = (found[0] for found in store.pieces().values() if found[0].final and found[0].rows)
+        self.blocks: Mapping[int, Block] = {piece.shard: _block(store, piece) for piece in finished}
+        if not self.blocks:
+            raise OutputError(f"{root} holds no embeddings: run the job first")
+
+    def __len__(self) -> int:
+        return sum(block.rows for block in self.blocks.values())
+
+    @cached_property
+    def width(self) -> int:
+        """D, of every embedding."""
+        return int(next(iter(self.blocks.values())).load().shape[1])
+
+    def stream(self, start: Mapping[int, int] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ids (N,) and embeddings (N, D) float32, in parts; with `start`, from that row of each shard on."""
+        for block in self.blocks.values():
+            stored_ND = block.load()
+            for first in range((start or {}).get(block.shard, 0), block.rows, ROWS_AT_ONCE):
+                part_ND = stored_ND[first : first + ROWS_AT_ONCE].astype(np.float32)
+                yield row_ids(block.shard, np.arange(first, first + len(part_ND))), part_ND
+
+    def sample(self, count: int, seed: int = 0) -> np.ndarray:
+        """Ids (count,) of rows drawn without repetition from all, in order; of all rows where they are fewer."""
+        starts = np.cumsum([0, *(block.rows for block in self.blocks.values())])
+        drawn = np.random.default_rng(seed).choice(len(self), min(count, len(self)), replace=False)
+        numbers_N = np.sort(drawn)
+        which_N = np.searchsorted(starts, numbers_N, side="right") - 1
+        shards_N = np.array(list(self.blocks), np.int64)[which_N]
+        return row_ids(shards_N, numbers_N - starts[which_N])
+
+    def embeddings(self, ids_N: np.ndarray) -> np.ndarray:
+        """Embeddings (N, D) float32 of rows in any order."""
+        gathered_ND = np.empty((len(ids_N), self.width), np.float32)
+        shards_N, numbers_N = split_ids(ids_N)
+        for shard in np.unique(shards_N):
+            mine_N = shards_N == shard
+            gathered_ND[mine_N] = self.blocks[int(shard)].load()[numbers_N[mine_N]]
+        return gathered_ND
+
+    def metadata(self, ids_N: np.ndarray) -> list[dict[str, Any]]:
+        """The rows of metadata of these ids, in their order."""
+        found: dict[int, dict[str, Any]] = {}
+        shards_N, numbers_N = split_ids(ids_N)
+        for shard in np.unique(shards_N):
+            wanted = np.unique(numbers_N[shards_N == shard])
+            lines = _read_rows(self.blocks[int(shard)].metadata, wanted)
+            found |= {int(id_): line for id_, line in zip(row_ids(int(shard), wanted), lines, strict=True)}
+        return [found[int(id_)] for id_ in ids_N]
+
+    def find(self, name: str) -> int | None:
+        """The id of the first row that has this image_path, url or key, or None."""
+        for block in self.blocks.values():
+            table = pq.read_table(block.metadata, columns=list(NAMES))
+            for column in NAMES:
+                number = pc.index(table[column], name).as_py()
+                if number >= 0:
+                    return int(row_ids(block.shard, np.array(number)))
+        return None
+
+
+def _block(store: Store, piece: Piece) -> Block:
+    embeddings, metadata = (store.path(kind, piece.shard) for kind in ("img_emb", "metadata"))
+    return Block(piece.shard, piece.rows, embeddings, metadata, piece.checksums["img_emb"])
+
+
+def row_ids(shard: int | np.ndarray, numbers_N: np.ndarray) -> np.ndarray:
+    """Ids int64 of rows by their shard and their number in its files."""
+    return np.asarray(shard, np.int64) << ROW_BITS | numbers_N.astype(np.int64)
+
+
+def split_ids(ids_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shards (N,) and numbers (N,) of rows."""
+    return ids_N >> ROW_BITS, ids_N & ((1 << ROW_BITS) - 1)
+
+
+def _read_rows(path: Path, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+    """Some rows of a Parquet file, of which only the row groups that hold them are read."""
+    lines: list[dict[str, Any]] = []
+    with pq.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            here = [int(number) - first for number in numbers if first <= number < first + rows]
+            if here:
+                lines += file.read_row_group(group).take(here).to_pylist()
+            first += rows
+    return lines
