@@ -210,7 +210,7 @@ def known_keys() -> list[str]:
     import yaml
 
     root = Path(sys.argv[0]).resolve().parent / "conf"
-    keys = ["output_dir", "resume", "max_reject_fraction"]
+    keys = ["output_dir", "resume", "index", "max_reject_fraction"]
     for group, file in (("data", "base"), ("model", "demo"), ("trainer", "default"), ("output", "default")):
         path = root / group / f"{file}.yaml"
         keys += [f"{group}.{key}" for key in yaml.safe_load(path.read_text())] if path.exists() else []

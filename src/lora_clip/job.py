@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[tuple[type, ...], str]] = {
     "model.compile": ((bool,), "true or false"),
     "output_dir": ((str,), "a folder"),
     "resume": ((bool,), "true or false"),
+    "index": ((bool,), "true or false"),
     "max_reject_fraction": ((int, float), "a number from 0 to 1"),
 }
 """What kind of value a key takes, where anything else would go wrong far from here."""
@@ -102,6 +103,16 @@ def run(config: DictConfig) -> None:
             monitor.opening = lambda adapter: summary.opening(job.settings, job.inventory, job.plan, adapter)
             launch.predict(trainer, embedder, data)
         finish(job, space, monitor, embedder, started)
+        if config.index:
+            print(add_index(space.root), flush=True)
+
+
+def add_index(root: Path) -> str:
+    """Index what is embedded; says what was done. Only here is FAISS imported."""
+    from lora_clip.search.index import build_index
+    from lora_clip.search.update import describe
+
+    return describe(*build_index(root))
 
 
 def find_model(config: DictConfig, device: torch.device) -> Model:

@@ -197,11 +197,11 @@ class Store:
 
     def clear(self) -> None:
         """Delete everything this program wrote into the directory, and nothing else."""
-        for folder in (*SUFFIXES, "parts", "ranks", "timeline"):
+        for folder in (*SUFFIXES, "parts", "ranks", "timeline", "index"):
             shutil.rmtree(self.root / folder, ignore_errors=True)
         for path in self.root.glob(".*.tmp"):
             path.unlink()
-        for name in ("manifest.json", "report.html", "inputs.jsonl", "fingerprint.json"):
+        for name in ("manifest.json", "report.html", "search.html", "compare.html", "inputs.jsonl", "fingerprint.json"):
             (self.root / name).unlink(missing_ok=True)
 
     def tidy(self) -> None:

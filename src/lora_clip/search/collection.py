@@ -7,7 +7,6 @@ hits[0].key, hits[0].image()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +100,8 @@ class Collection:
         A query is a text; the path of an image file; the image_path, URL or key of a row that looks like a file; an
         image file's bytes; or a PIL image.
         """
+        if isinstance(query, str) and not query.strip():
+            raise DataError('an empty query: type what is to be seen, such as "a red apple", or the path of an image')
         if isinstance(query, str | Path) and (id_ := self._row_called(str(query))) is not None:
             return self._like(id_, k)
         return self.nearest(self._embed(query)[None], k)[0]
@@ -172,11 +173,3 @@ def _is_file(path: Path) -> bool:
 def _like_file(text: str) -> bool:
     """Whether a query names a file or an address rather than what is to be seen."""
     return "://" in text or (image_name(text) is not None and (" " not in text or "/" in text))
-
-
-def split_queries(queries: Sequence[Query]) -> list[Query]:
-    """The queries that stand for themselves, without empty ones. Raises DataError where none is left."""
-    kept = [query for query in queries if not isinstance(query, str) or query.strip()]
-    if not kept:
-        raise DataError('there is no query: type what is to be seen, such as "a red apple", or the path of an image')
-    return kept

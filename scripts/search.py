@@ -1,0 +1,81 @@
+"""Search an output: `python scripts/search.py OUTPUT "a red apple"`; exit status 0 or 2.
+
+A query is a text, the path of an image file, or the image_path, URL or file-like key of a row of the output.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lora_clip.errors import LoraClipError
+from lora_clip.observe.summary import describe_model
+from lora_clip.output.store import write_text
+from lora_clip.search.collection import HITS, Collection, Hit, open_output
+from lora_clip.search.page import contact_sheet
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("output_dir", metavar="OUTPUT", type=Path, help="the output_dir of a job")
+    parser.add_argument(
+        "queries", metavar="QUERY", nargs="+", help="a text, an image file, or the path or URL of a row"
+    )
+    parser.add_argument("--k", type=positive, default=HITS, help=f"hits of each query (default: {HITS})")
+    parser.add_argument("--json", action="store_true", help="print JSON; a page is then written only with --output")
+    parser.add_argument("--output", type=Path, help="the contact sheet's file (default: OUTPUT/search.html)")
+    parser.add_argument("--base", help="where the base model lies now (default: where it was)")
+    parser.add_argument("--adapter", help="where the adapter lies now (default: where it was)")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """A number of hits."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number, 1 or more")
+    return int(text)
+
+
+def main() -> int:
+    """Search, print, write the page, and return the exit status."""
+    given = parse()
+    try:
+        collection = open_output(given.output_dir, given.base, given.adapter)
+        found = [(query, collection.search(query, given.k)) for query in given.queries]
+        show(found, given.json)
+        if given.output or not given.json:
+            write_page(given.output or collection.root / "search.html", collection, found, quiet=given.json)
+    except LoraClipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(found: list[tuple[str, list[Hit]]], as_json: bool) -> None:
+    """Print the hits."""
+    if as_json:
+        print(
+            json.dumps([{"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in found], indent=1)
+        )
+        return
+    for query, hits in found:
+        print(printable(query))
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:4}  {hit.score:6.3f}  {printable(hit.key)}  {printable(hit.shard)}  {printable(hit.caption)}")
+
+
+def printable(text: str | None) -> str:
+    """A text of strangers for a terminal: one line, and no control characters."""
+    return "".join(char if char.isprintable() else " " for char in text or "")
+
+
+def write_page(path: Path, collection: Collection, found: list[tuple[str, list[Hit]]], quiet: bool) -> None:
+    """Write the contact sheet."""
+    write_text(path, contact_sheet(collection.root.resolve().name, describe_model(collection.manifest), list(found)))
+    if not quiet:
+        print(f"look at:  {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

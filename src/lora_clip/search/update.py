@@ -1,0 +1,37 @@
+"""The index of an output, brought up to date from the command line: what `scripts/index.py` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lora_clip.errors import OutputError
+from lora_clip.output import record
+from lora_clip.output.lock import OutputLock
+from lora_clip.output.store import storage_error
+from lora_clip.search.index import IndexRecord, build_index
+
+
+def update(root: Path, factory: str | None = None) -> tuple[IndexRecord, int]:
+    """`build_index`, while no job and nobody else writes to the output.
+
+    Raises OutputError where `root` holds no output or where one is being written.
+    """
+    if record.read_fingerprint(root) is None:
+        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
+    try:
+        lock = OutputLock(root)
+    except OSError as error:
+        raise storage_error(root, error) from error
+    try:
+        lock.claim()
+        return build_index(root, factory)
+    finally:
+        lock.release()
+
+
+def describe(made: IndexRecord, added: int) -> str:
+    """What the index is, in a line."""
+    if added == 0:
+        return f"index:    up to date, {made.rows:,} rows, {made.factory}, recall@10 {made.recall_at_10:.3f}"
+    how = f"in {made.seconds:,.1f} s; recall@10 {made.recall_at_10:.3f} against exact search, {made.sample} queries"
+    return f"index:    {added:,} rows added, {made.rows:,} in all, {made.factory}, {how}"
