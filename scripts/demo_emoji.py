@@ -35,7 +35,7 @@ class Emoji:
 
     names: list[str]
     texts: list[list[str]]
-    images_NRHW: torch.Tensor  # noqa: N815
+    images_NRHW: torch.Tensor
 
 
 def download(folder: Path) -> Path:

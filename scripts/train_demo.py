@@ -157,7 +157,7 @@ def halves(emoji: Emoji) -> tuple[torch.Tensor, torch.Tensor]:
 def shipped(emoji: Emoji) -> torch.Tensor:
     """Numbers of the emoji in the shards, in random order: of those never seen, the ones with the shortest names."""
     unseen_N = halves(emoji)[1]
-    spoken = sorted(unseen_N.tolist(), key=lambda number: (len(emoji.names[number].split()), emoji.names[number]))
+    spoken = sorted(unseen_N.tolist(), key=lambda number: len(emoji.names[number]))
     return unseen_N[torch.isin(unseen_N, torch.tensor(spoken[:SHIPPED]))]
 
 

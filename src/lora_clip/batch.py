@@ -77,7 +77,7 @@ class PixelBatch:
     `last` marks the end of the part; `seconds` is the worker time spent on the batch, by stage.
     """
 
-    pixels_BCHW: torch.Tensor  # noqa: N815
+    pixels_BCHW: torch.Tensor
     rows: list[ImageRow]
     rejects: list[Reject]
     part: Part
@@ -100,7 +100,7 @@ class PixelBatch:
 class EmbeddedBatch:
     """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included."""
 
-    embeddings_BD: torch.Tensor  # noqa: N815
+    embeddings_BD: torch.Tensor
     rows: list[ImageRow]
     rejects: list[Reject]
     part: Part

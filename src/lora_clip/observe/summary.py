@@ -136,6 +136,7 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     lines += [f"  {count:,} rejected: {reason}" for reason, count in reasons(root).most_common(REASONS_SHOWN)]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
     lines += [f"prove:    {python()} scripts/verify.py {root}"]
+    lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']
     return "\n".join(lines)
 
 

@@ -106,20 +106,31 @@ class Collection:
             return self._like(id_, k)
         return self.nearest(self._embed(query)[None], k)[0]
 
+    def search_text(self, text: str, k: int = HITS) -> list[Hit]:
+        """The k rows nearest to a text, whatever it looks like."""
+        return self.nearest(self.encoder.text([text]), k)[0]
+
     def like(self, shard_id: int, row: int, k: int = HITS) -> list[Hit]:
         """The k rows nearest to a row, which is left out itself. Raises DataError where there is no such row."""
+        return self._like(self._id(shard_id, row), k)
+
+    def hit(self, shard_id: int, row: int) -> Hit:
+        """One row, as found by itself. Raises DataError where there is no such row."""
+        return self.hits(np.ones(1), np.array([self._id(shard_id, row)]))[0]
+
+    def _id(self, shard_id: int, row: int) -> int:
         if shard_id not in self.rows.blocks or not 0 <= row < self.rows.blocks[shard_id].rows:
             raise DataError(f"there is no row {row} of shard {shard_id}")
-        return self._like(int(row_ids(shard_id, np.array(row))), k)
+        return int(row_ids(shard_id, np.array(row)))
 
     def _like(self, id_: int, k: int) -> list[Hit]:
         own_1 = np.array([id_])
         scores_1K, ids_1K = without(*self.nearest_ids(self.rows.embeddings(own_1), k + 1), own_1, k)
-        return self._hits(scores_1K[0], ids_1K[0])
+        return self.hits(scores_1K[0], ids_1K[0])
 
     def nearest(self, queries_QD: np.ndarray, k: int = HITS) -> list[list[Hit]]:
         """The k rows nearest to each embedding of unit norm."""
-        return [self._hits(*found) for found in zip(*self.nearest_ids(queries_QD, k), strict=True)]
+        return [self.hits(*found) for found in zip(*self.nearest_ids(queries_QD, k), strict=True)]
 
     def nearest_ids(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines (Q, k) and row ids (Q, k), by the index if it is up to date, else by looking at every row."""
@@ -146,7 +157,8 @@ class Collection:
         """The row that a query names; a word that is also a key is a word."""
         return self.rows.find(name) if _like_file(name) and not _is_file(Path(name).expanduser()) else None
 
-    def _hits(self, scores_K: np.ndarray, ids_K: np.ndarray) -> list[Hit]:
+    def hits(self, scores_K: np.ndarray, ids_K: np.ndarray) -> list[Hit]:
+        """What is known of rows, by their ids; where there is nobody there is no hit."""
         known_K = ids_K[ids_K != NOBODY]
         shards_K, numbers_K = split_ids(known_K)
         return [

@@ -1,0 +1,1 @@
+"""Two outputs over the same images: what an adapter changed."""
