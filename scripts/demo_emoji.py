@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 """On npm: Noto emoji (Apache-2.0) with the names of iamcal/emoji-data (MIT)."""
+NOTO = "https://github.com/googlefonts/noto-emoji"
 FILM = (1.0, 0.72, 0.48)
 """How much red, green and blue the orange mask of a colour negative lets through."""
 
@@ -30,12 +32,13 @@ FILM = (1.0, 0.72, 0.48)
 class Emoji:
     """`images_NRHW`: R = 4, red, green and blue times opacity, then opacity, float32 in 0..1.
 
-    `texts[n]` is what emoji n is called, its name first.
+    `texts[n]` is what emoji n is called, its name first; `urls[n]` where its drawing comes from.
     """
 
     names: list[str]
     texts: list[list[str]]
     images_NRHW: torch.Tensor
+    urls: list[str]
 
 
 def download(folder: Path) -> Path:
@@ -54,7 +57,8 @@ def load_emoji(package: Path) -> Emoji:
     named = {spoken(entry["name"]): entry for entry in reversed(entries) if entry["has_img_google"]}
     names = list(reversed(named))
     images = [_read(contents[f"package/img/google/64/{named[name]['image']}"]) for name in names]
-    return Emoji(names, [[name, *_synonyms(name, named[name])] for name in names], torch.stack(images))
+    texts = [[name, *_synonyms(name, named[name])] for name in names]
+    return Emoji(names, texts, torch.stack(images), [_url(named[name]) for name in names])
 
 
 def _wanted(name: str) -> bool:
@@ -77,6 +81,14 @@ def _synonyms(name: str, entry: dict[str, object]) -> list[str]:
     short: list[str] = entry["short_names"]  # type: ignore[assignment]
     found = [spoken(other) for other in short if not other.startswith("flag-")]
     return [other for other in dict.fromkeys(found) if other and other != name]
+
+
+def _url(entry: dict[str, Any]) -> str:
+    """The drawing in Noto's own repository, where flags are kept apart."""
+    if entry["category"] == "Flags":
+        return f"{NOTO}/tree/main/third_party/region-flags"
+    points = [point.lower() for point in entry["unified"].split("-") if point != "FE0F"]
+    return f"{NOTO}/blob/main/png/128/emoji_u{'_'.join(points)}.png"
 
 
 # --- Rendering -----------------------------------------------------------------------------------------------------

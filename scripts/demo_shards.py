@@ -47,7 +47,8 @@ def add_sample(tar: tarfile.TarFile, key: str, image: Image.Image, emoji: Emoji,
     image.save(buffer, **FORMATS[extension])
     add_member(tar, f"{key}.{extension}", buffer.getvalue())
     add_member(tar, f"{key}.txt", emoji.names[number].encode())
-    add_member(tar, f"{key}.json", json.dumps({"name": emoji.names[number], "also": emoji.texts[number][1:]}).encode())
+    told = {"url": emoji.urls[number], "also": emoji.texts[number][1:]}
+    add_member(tar, f"{key}.json", json.dumps(told).encode())
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

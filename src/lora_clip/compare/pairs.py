@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from lora_clip.data.sources import Shard
 from lora_clip.errors import OutputError
+from lora_clip.output.rows import ROWS_AT_ONCE, Block, row_ids
 from lora_clip.search.collection import Collection
-from lora_clip.search.rows import ROWS_AT_ONCE, Block, row_ids
 
 
 @dataclass(frozen=True)

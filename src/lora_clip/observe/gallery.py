@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from lora_clip.output.store import Store
+from lora_clip.output.rows import Rows
 from lora_clip.pictures import Pictures
 
 ROWS_LOOKED_AT = 4096
@@ -27,35 +26,32 @@ class Hit:
     cosine: float
 
 
-def pick(store: Store, shards: Sequence[int]) -> list[list[Hit]]:
-    """Some pictures spread over the first finished shards; each line is a query followed by its nearest neighbours."""
-    embeddings: list[np.ndarray] = []
-    rows: list[dict[str, Any]] = []
-    for shard in shards:
-        if len(rows) >= ROWS_LOOKED_AT:
-            break
-        if store.path("img_emb", shard).exists():
-            embeddings.append(np.load(store.path("img_emb", shard), allow_pickle=False)[:ROWS_LOOKED_AT])
-            rows += pq.read_table(store.path("metadata", shard)).slice(0, ROWS_LOOKED_AT).to_pylist()
-    if not rows:
-        return []
-    embeddings_ND = np.concatenate(embeddings).astype(np.float32)
+def pick(rows: Rows) -> list[list[Hit]]:
+    """Some pictures of a sample of all rows; each line is a query followed by its nearest neighbours in the sample."""
+    ids_N = rows.sample(ROWS_LOOKED_AT)
+    embeddings_ND = rows.embeddings(ids_N)
+    queries = np.linspace(0, len(ids_N) - 1, min(QUERIES, len(ids_N)), dtype=int)
+    lines = [_line(embeddings_ND, int(query)) for query in queries]
     return [
-        _line(embeddings_ND, rows, query) for query in np.linspace(0, len(rows) - 1, min(QUERIES, len(rows)), dtype=int)
+        [Hit(row, cosine) for row, (_, cosine) in zip(rows.metadata(ids_N[[at for at, _ in line]]), line, strict=True)]
+        for line in lines
     ]
 
 
-def _line(embeddings_ND: np.ndarray, rows: Sequence[Mapping[str, Any]], query: int) -> list[Hit]:
+def _line(embeddings_ND: np.ndarray, query: int) -> list[tuple[int, float]]:
+    """The query and its nearest neighbours, each with its cosine."""
     cosines_N = embeddings_ND @ embeddings_ND[query]
     nearest = [index for index in np.argsort(-cosines_N, kind="stable")[: NEIGHBOURS + 1] if index != query]
-    return [Hit(rows[index], float(cosines_N[index])) for index in (query, *nearest[:NEIGHBOURS])]
+    return [(index, float(cosines_N[index])) for index in (query, *nearest[:NEIGHBOURS])]
 
 
 def gallery(lines: Sequence[Sequence[Hit]], pictures: Pictures) -> str:
     """The pictures as HTML, with thumbnails read from the input; one that cannot be read is left blank."""
     rows = "".join(f"<tr>{''.join(_cell(hit, pictures) for hit in line)}" for line in lines)
-    heading = "<h2>Pictures and their nearest neighbours</h2><p>Each line begins with the query; figures are cosines."
-    return f"{heading}<table class=gallery>{rows}</table>" if lines else ""
+    heading = (
+        "<h2>Pictures and their nearest neighbours</h2><p>Each line begins with the query; figures are cosines.</p>"
+    )
+    return f"{heading}<div class=wide><table class=gallery>{rows}</table></div>"
 
 
 def _cell(hit: Hit, pictures: Pictures) -> str:

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from lora_clip.data.plan import Inventory, Plan
 from lora_clip.data.sources import count_extensions
 from lora_clip.model.adapter import AdapterSummary
 from lora_clip.model.checkpoint import Checkpoint
-from lora_clip.observe import figures
+from lora_clip.observe import figures, rejected
 from lora_clip.observe.meter import Machine
 from lora_clip.observe.plain import align, python
 from lora_clip.observe.progress import Counters, total
@@ -133,7 +132,7 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     manifest = read_manifest(root) or {}
     lines = ["nothing is missing"] if plan.images == 0 else _of_run(manifest.get("run") or {})
     lines.append(f"verified: {counts(verdict)}")
-    lines += [f"  {count:,} rejected: {reason}" for reason, count in reasons(root).most_common(REASONS_SHOWN)]
+    lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejected.collect(root)[:REASONS_SHOWN]]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
     lines += [f"prove:    {python()} scripts/verify.py {root}"]
     lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']
@@ -171,20 +170,6 @@ def counts(verdict: Verdict) -> str:
         f"{verdict.images:,} images in {_plural(verdict.shards, 'shard')} = "
         f"{verdict.rows:,} embeddings{shape} + {_plural(verdict.rejects, 'reject')}"
     )
-
-
-def reasons(root: Path) -> Counter[str]:
-    """How many images were rejected for which reason; figures within a reason are taken together."""
-    found: Counter[str] = Counter()
-    for path in sorted((root / "rejects").glob("*.parquet")):
-        rejects = pq.read_table(path, columns=["stage", "error"]).to_pylist()
-        found.update(f"{reject['stage']}: {_general(reject['error'])}" for reject in rejects)
-    return found
-
-
-def _general(error: str) -> str:
-    words = ("…" if any(letter.isdigit() for letter in word) else word for word in error.split())
-    return " ".join(words)[:100]
 
 
 def describe_model(manifest: Mapping[str, Any]) -> str:

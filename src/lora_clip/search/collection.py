@@ -19,11 +19,11 @@ from lora_clip.data.names import image_name
 from lora_clip.data.pixels import ImageError
 from lora_clip.errors import DataError, OutputError
 from lora_clip.output.manifest import read_manifest
+from lora_clip.output.rows import Rows, row_ids, split_ids
 from lora_clip.pictures import Pictures
 from lora_clip.search.exact import NOBODY, nearest
 from lora_clip.search.index import open_index, without
 from lora_clip.search.query import QueryEncoder
-from lora_clip.search.rows import Rows, row_ids, split_ids
 
 Query = str | Path | bytes | Image.Image
 HITS = 10

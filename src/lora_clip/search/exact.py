@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_clip.search.rows import Rows
+from lora_clip.output.rows import Rows
 
 NOBODY = -1
 """The id where there are fewer rows than were asked for."""

@@ -22,9 +22,9 @@ import numpy as np
 from lora_clip.errors import ConfigError, OutputError
 from lora_clip.output import record
 from lora_clip.output.ledger import make_folder, sync_folder
+from lora_clip.output.rows import ROWS_AT_ONCE, Block, Rows
 from lora_clip.output.store import storage_error, write_text
 from lora_clip.search.exact import NOBODY, best, nearest
-from lora_clip.search.rows import ROWS_AT_ONCE, Block, Rows
 
 FORMAT = "lora_clip index 1"
 FLAT_BELOW, GRAPH_BELOW = 50_000, 2_000_000
