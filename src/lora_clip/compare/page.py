@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,27 +45,38 @@ def page(
     told: Recall | str,
 ) -> str:
     """The comparison as HTML; everything that comes from the data is escaped."""
+    sides = Sides.of(first, second)
     body = [
-        f"<h1>What changed between {_name(first, 'first')} and {_name(second, 'second')}</h1>",
-        f"<p>{_name(first, 'first')}: {html.escape(describe_model(first.manifest))}<br>",
-        f"{_name(second, 'second')}: {html.escape(describe_model(second.manifest))}</p>",
+        f"<h1>What changed between {sides.html('first')} and {sides.html('second')}</h1>",
+        f"<p>{sides.html('first')}: {html.escape(describe_model(first.manifest))}<br>",
+        f"{sides.html('second')}: {html.escape(describe_model(second.manifest))}</p>",
         f"<p>{images:,} images are in both.</p>",
-        _recall(first, second, told),
+        _recall(first, sides, told),
         _cosines(cosines_N),
-        _neighbours(first, second, near),
+        _neighbours(first, second, sides, near),
     ]
-    return document(f"{_plain(first)} and {_plain(second)}", STYLE, f"<main>{''.join(body)}</main>")
+    return document(f"{sides.first} and {sides.second}", STYLE, f"<main>{''.join(body)}</main>")
 
 
-def _plain(collection: Collection) -> str:
-    return collection.root.resolve().name
+class Sides(NamedTuple):
+    """What the two outputs are called."""
+
+    first: str
+    second: str
+
+    @classmethod
+    def of(cls, first: Collection, second: Collection) -> Sides:
+        """Their folders' names, or their paths where the names are the same."""
+        paths = [collection.root.resolve() for collection in (first, second)]
+        names = [path.name for path in paths]
+        return cls(*(names if names[0] != names[1] else map(str, paths)))
+
+    def html(self, side: str) -> str:
+        """A name in its colour."""
+        return f"<span class={side}>{html.escape(getattr(self, side))}</span>"
 
 
-def _name(collection: Collection, side: str) -> str:
-    return f"<span class={side}>{html.escape(_plain(collection))}</span>"
-
-
-def _recall(first: Collection, second: Collection, told: Recall | str) -> str:
+def _recall(first: Collection, sides: Sides, told: Recall | str) -> str:
     heading = "<h2>What the captions find</h2>"
     if isinstance(told, str):
         return f"{heading}<p>{html.escape(told)}</p>"
@@ -72,12 +84,12 @@ def _recall(first: Collection, second: Collection, told: Recall | str) -> str:
     rows = "".join(
         f"<tr><th scope=row>{name}<td class=number>{one:.3f}<td class=number>{other:.3f}" for name, one, other in shares
     )
-    head = f"<tr><th><th scope=col>{_name(first, 'first')}<th scope=col>{_name(second, 'second')}"
+    head = f"<tr><th><th scope=col>{sides.html('first')}<th scope=col>{sides.html('second')}"
     return (
         f"{heading}<p>Each of {len(told.captions):,} captions is searched for; recall@k is the share that finds an "
         f"image of that caption among the first k.</p>{bars(shares, 'recall of captions')}<table>{head}{rows}</table>"
-        + _moved(first, told, "found", told.first_S == 0, told.second_S == 1, _name(second, "second"))
-        + _moved(first, told, "lost", told.second_S == 0, told.first_S == 1, _name(first, "first"))
+        + _moved(first, told, "found", told.first_S == 0, told.second_S == 1, sides.html("second"))
+        + _moved(first, told, "lost", told.second_S == 0, told.first_S == 1, sides.html("first"))
     )
 
 
@@ -105,12 +117,12 @@ def _cosines(cosines_N: np.ndarray | None) -> str:
     )
 
 
-def _neighbours(first: Collection, second: Collection, near: Neighbours) -> str:
+def _neighbours(first: Collection, second: Collection, sides: Sides, near: Neighbours) -> str:
     k = near.first_SK.shape[1]
     counts = np.bincount(near.same_S, minlength=k + 1)
     shares = [(str(same), count / len(near.same_S)) for same, count in enumerate(counts)]
     order = np.argsort(near.same_S, kind="stable")[:SHOWN]
-    cases = "".join(_case(first, second, near, int(at)) for at in order)
+    cases = "".join(_case(first, second, sides, near, int(at)) for at in order)
     return (
         f"<h2>Whose neighbours changed most</h2><p>Of an image's {k} nearest neighbours, {near.same_S.mean():.1f} are "
         f"the same in both, on average over {len(near.same_S):,} images.</p>"
@@ -118,12 +130,12 @@ def _neighbours(first: Collection, second: Collection, near: Neighbours) -> str:
     )
 
 
-def _case(first: Collection, second: Collection, near: Neighbours, at: int) -> str:
+def _case(first: Collection, second: Collection, sides: Sides, near: Neighbours, at: int) -> str:
     """An image with its neighbours in both outputs."""
     return (
         f"<div class=case><div><b>image</b>{_figure(first, int(near.sampled.first_N[at]))}</div>"
-        f"<div><b>{_name(first, 'first')}</b>{_figures(first, near.first_SK[at])}</div>"
-        f"<div><b>{_name(second, 'second')}</b>{_figures(first, near.second_SK[at])}</div></div>"
+        f"<div><b>{sides.html('first')}</b>{_figures(first, near.first_SK[at])}</div>"
+        f"<div><b>{sides.html('second')}</b>{_figures(first, near.second_SK[at])}</div></div>"
     )
 
 
@@ -153,7 +165,7 @@ def figures(
     lines.append(f"neighbours: {near.same_S.mean():.1f} of {near.first_SK.shape[1]} are the same")
     if isinstance(told, str):
         return [*lines, told]
-    for collection, ranks_S in ((first, told.first_S), (second, told.second_S)):
+    for name, ranks_S in zip(Sides.of(first, second), (told.first_S, told.second_S), strict=True):
         shares = ", ".join(f"recall@{k} {told.at(ranks_S, k):.3f}" for k in RANKS)
-        lines.append(f"captions:   {shares} in {_plain(collection)}")
+        lines.append(f"captions:   {shares} in {name}")
     return lines

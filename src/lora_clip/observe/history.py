@@ -39,7 +39,7 @@ def read_timelines(root: Path) -> list[list[Line]]:
 
 
 def _lines(path: Path) -> list[Line]:
-    found = []
+    found: list[Line] = []
     for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
@@ -106,8 +106,8 @@ def _steps(lines: Sequence[Line], panel: Panel, start: float, wide: float, floor
     for line in lines:
         if (value := panel.value(line)) is not None:
             y = floor - tall * value
-            for t in (line["t"] - line["seconds"], line["t"]):
-                steps.append(f"{LEFT + wide * max(0.0, t - start):.1f},{y:.1f}")
+            edges = (line["t"] - line["seconds"], line["t"])
+            steps += [f"{LEFT + wide * max(0.0, edge - start):.1f},{y:.1f}" for edge in edges]
     return steps
 
 

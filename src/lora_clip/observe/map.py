@@ -17,7 +17,7 @@ MOST_PICTURES = 90
 
 
 def principal_components(embeddings_ND: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coordinates (N, 2) on the two axes along which the embeddings vary most, and the share of the variance these hold.
+    """Coordinates (N, 2) on the two axes along which embeddings vary most, and the share of the variance they hold.
 
     Each axis points to where its largest weight is positive, so that a map of the same embeddings is the same map.
     """
@@ -44,7 +44,8 @@ def embedding_map(rows: Rows, pictures: Pictures) -> str:
     return (
         "<h2>Map of the embeddings</h2><p>The two directions in which the embeddings differ most "
         f"(principal components; they hold {share:.0%} of the variance), {len(ids_N):,} images, some of them shown.</p>"
-        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>Map of the embeddings</title>{dots}{images}</svg>'
+        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f"<title>Map of the embeddings</title>{dots}{images}</svg>"
     )
 
 

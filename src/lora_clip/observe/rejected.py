@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image, ImageFile
+from PIL import Image
 
 from lora_clip.data.pixels import MAX_PIXELS
 from lora_clip.errors import DataError
@@ -19,8 +19,7 @@ from lora_clip.pictures import Pictures, shrunk
 
 EXAMPLES = 6
 PIXELS = 112
-SEEN_IN_PART = {b"\xff\xd8": "JPEG", b"\x89P": "PNG"}
-"""Formats of which a part of a file is a part of the picture, by how their files begin."""
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 @dataclass
@@ -54,7 +53,7 @@ def general(error: str) -> str:
 def section(reasons: Iterable[Reason], pictures: Pictures) -> str:
     """The reasons as HTML, with some images of each."""
     parts = [
-        f"<h3>{reason.count:,} × {html.escape(reason.text)}</h3><ul class=rejects>"
+        f"<h3>{reason.count:,}: {html.escape(reason.text)}</h3><ul class=rejects>"
         f"{''.join(_example(reject, pictures) for reject in reason.examples)}</ul>"
         for reason in reasons
     ]
@@ -80,17 +79,18 @@ def seen(reject: dict[str, Any], pictures: Pictures) -> bytes | None:
 
 
 def in_part(data: bytes) -> bytes | None:
-    """What can be seen of a damaged JPEG or PNG file, as a small JPEG file."""
-    form = SEEN_IN_PART.get(data[:2])
-    if form is None:
+    """What can be seen of a JPEG file that was cut off, as a small JPEG file; None of anything else.
+
+    libjpeg decodes what is there of a file that ends in time, and leaves the rest grey.
+    """
+    if not data.startswith(JPEG_START):
         return None
     try:
-        with Image.open(io.BytesIO(data), formats=(form,)) as header:
-            if header.width * header.height > MAX_PIXELS:
+        with Image.open(io.BytesIO(data + JPEG_END), formats=("JPEG",)) as image:
+            if image.width * image.height > MAX_PIXELS:
                 return None
-        parser = ImageFile.Parser()
-        parser.feed(data)
-        image = parser.image
-        return shrunk(image.convert("RGB"), PIXELS) if image is not None and image.getbbox() else None
+            shown = image.convert("RGB")
     except Exception:  # a decoder meets hostile bytes here, and there is nothing to lose
         return None
+    blank = all(low == high for low, high in shown.getextrema())
+    return None if blank else shrunk(shown, PIXELS)

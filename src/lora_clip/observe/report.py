@@ -22,7 +22,8 @@ STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; --ground: #fff; --quiet: #666; --line: #8884;
   --r0: #1f5fbf; --r1: #a8500f; --r2: #1a7a4c; --r3: #8a3ab0; --r4: #b01e50; --r5: #0d7c8c; --r6: #6b6b00; --r7: #555; }
 @media (prefers-color-scheme: dark) { :root { --ground: #16181c; --quiet: #a4a4a4;
-  --r0: #7fb0ff; --r1: #f0a060; --r2: #6fd3a0; --r3: #cf9af0; --r4: #ff8fb0; --r5: #6fd0e0; --r6: #d6d260; --r7: #bbb; } }
+  --r0: #7fb0ff; --r1: #f0a060; --r2: #6fd3a0; --r3: #cf9af0; --r4: #ff8fb0; --r5: #6fd0e0; --r6: #d6d260; --r7: #bbb;
+} }
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; background: var(--ground); overflow-wrap: anywhere; }
 h2 { margin-top: 2.5rem; } .wide { overflow-x: auto; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; padding: 0; }
@@ -44,10 +45,11 @@ polyline { fill: none; stroke-width: 2; } .map { border: 1px solid var(--line); 
 .r6 { stroke: var(--r6); --c: var(--r6); } .r7 { stroke: var(--r7); --c: var(--r7); }
 .legend { display: flex; flex-wrap: wrap; gap: 1rem; padding: 0; } .legend li { list-style: none; color: var(--c); }
 .stages { width: 100%; } .stages th { white-space: nowrap; } .stages td { width: 100%; padding-right: 0; }
-.stack { display: flex; height: 1.1rem; background: var(--line); border-radius: .2rem; overflow: hidden; margin: .25rem 0; }
-.stack span, .stages i { background: var(--c); }
+.stack { display: flex; height: 1.1rem; background: var(--line); border-radius: .2rem; overflow: hidden; }
+.stack { margin: .25rem 0; } .stack span, .stages i { background: var(--c); }
 .stages i { display: inline-block; width: .7rem; height: .7rem; border-radius: .15rem; margin-right: .3rem; }
-.rejects { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; } .rejects li { list-style: none; max-width: 12rem; }
+.rejects { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; }
+.rejects li { list-style: none; max-width: 12rem; }
 .rejects img { display: block; max-width: 112px; border-radius: .3rem; }
 """
 

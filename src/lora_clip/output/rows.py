@@ -40,7 +40,7 @@ class Block:
     def load(self) -> np.ndarray:
         """Embeddings (rows, D) as they lie on disk, mapped. Raises OutputError where the file is not what it was."""
         try:
-            embeddings_ND = _mapped(self.embeddings)
+            embeddings_ND = _mapped(self.embeddings, self.checksum)
         except (OSError, ValueError) as error:
             raise OutputError(f"{self.embeddings} cannot be read: {error}") from error
         if embeddings_ND.ndim != 2 or len(embeddings_ND) != self.rows:
@@ -49,7 +49,8 @@ class Block:
 
 
 @lru_cache(OPEN_FILES)
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path, checksum: str) -> np.ndarray:
+    """The file while it has that checksum: one that was written anew is mapped anew."""
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
