@@ -92,5 +92,6 @@ def in_part(data: bytes) -> bytes | None:
             shown = image.convert("RGB")
     except Exception:  # a decoder meets hostile bytes here, and there is nothing to lose
         return None
-    blank = all(low == high for low, high in shown.getextrema())
+    ranges: Any = shown.getextrema()
+    blank = all(low == high for low, high in ranges)
     return None if blank else shrunk(shown, PIXELS)
