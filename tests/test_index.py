@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embeddings import vectors, write_output
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import new_folder
@@ -18,7 +19,6 @@ from lora_clip.output.rows import Rows, row_ids, split_ids
 from lora_clip.search.exact import NOBODY, nearest
 from lora_clip.search.index import build_index, factory_for, open_index, read_record
 from lora_clip.search.update import update
-from outputs import vectors, write_output
 
 SHARDS = {0: vectors(300, seed=0), 7: vectors(1, seed=1), 40: vectors(200, seed=2)}
 

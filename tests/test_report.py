@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embeddings import vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import encode, jpeg, photo, write_tar
@@ -16,7 +17,6 @@ from lora_clip.observe.history import Panel, draw, read_timelines, stages, timel
 from lora_clip.observe.map import MOST_PICTURES, place, principal_components, spread
 from lora_clip.observe.plot import nice_ceiling
 from lora_clip.observe.rejected import in_part
-from outputs import vectors
 
 HOSTILE = "<script>alert(1)<"
 
