@@ -223,7 +223,7 @@ def test_the_manifest_tells_what_and_how() -> None:
     manifest: dict[str, Any] = json.loads((uninterrupted() / "manifest.json").read_text())
     assert {"images": IMAGES, "rows": IMAGES, "rejects": 0, "shards": 8, "dtype": "float16"}.items() <= manifest.items()
     assert {"base", "adapter", "preprocessing", "model_dtype", "output_dtype"} <= manifest["fingerprint"].keys()
-    assert str(manifest["model"]["lora"]["rank"]) == "8" and {"torch", "python"} <= manifest["versions"].keys()
+    assert str(manifest["model"]["lora"]["rank"]) == "16" and {"torch", "python"} <= manifest["versions"].keys()
     assert manifest["run"]["images"] == IMAGES and manifest["run"]["wall_seconds"] > 0
 
 
