@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 from lora_clip.errors import LoraClipError
+from lora_clip.observe.plain import python
 from lora_clip.observe.summary import describe_model
 from lora_clip.output.store import write_text
 from lora_clip.search.collection import HITS, Collection, Hit, open_output
+from lora_clip.search.index import FLAT_BELOW
 from lora_clip.search.page import contact_sheet
 
 
@@ -42,6 +44,7 @@ def main() -> int:
     given = parse()
     try:
         collection = open_output(given.output_dir, given.base, given.adapter)
+        hint(collection)
         found = [(query, collection.search(query, given.k)) for query in given.queries]
         show(found, given.json)
         if given.output or not given.json:
@@ -50,6 +53,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def hint(collection: Collection) -> None:
+    """Say how a large output is searched faster."""
+    if collection.index is None and len(collection) >= FLAT_BELOW:
+        line = f"{python()} scripts/index.py {collection.root}"
+        print(f"note: no index of these {len(collection):,} rows, so every one is read: {line}", file=sys.stderr)
 
 
 def show(found: list[tuple[str, list[Hit]]], as_json: bool) -> None:

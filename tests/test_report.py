@@ -49,7 +49,9 @@ def test_of_a_damaged_jpeg_what_is_there_is_shown(report: str) -> None:
 def test_a_run_in_which_all_was_rejected_has_a_report(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "0.tar", {f"{name}.jpg": data for name, data in malformed().items()})
     output = tmp_path / "output"
-    nursery().predict("data=shards", f"data.shards={tar}", f"output_dir={output}", "max_reject_fraction=1").expect(0)
+    nursery().predict(
+        "data=shards", f"data.shards={tar}", f"output_dir={output}", "max_reject_fraction=1", "index=true"
+    ).expect(0)
     text = (output / "report.html").read_text()
     assert "Rejected" in text and "Map of" not in text
 

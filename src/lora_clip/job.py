@@ -109,6 +109,8 @@ def run(config: DictConfig) -> None:
 
 def add_index(root: Path) -> str:
     """Index what is embedded; says what was done. Only here is FAISS imported."""
+    if not (read_manifest(root) or {}).get("rows"):
+        return "index:    there is nothing to index"
     from lora_clip.search.index import build_index
     from lora_clip.search.update import describe
 
