@@ -11,7 +11,7 @@ from lora_clip.compare.measures import cosines, neighbours, recall
 from lora_clip.compare.page import figures, page
 from lora_clip.compare.pairs import pair
 from lora_clip.errors import LoraClipError
-from lora_clip.output.store import write_text
+from lora_clip.io.atomic import write_text
 from lora_clip.search import open_output
 
 

@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from lora_clip.data.pack import pack
 from lora_clip.errors import LoraClipError
+from lora_clip.pack.pack import pack
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
+from lora_clip.diagnose.summary import describe_model
+from lora_clip.diagnose.text import python
 from lora_clip.errors import LoraClipError
-from lora_clip.observe.plain import python
-from lora_clip.observe.summary import describe_model
-from lora_clip.output.store import write_text
+from lora_clip.io.atomic import write_text
 from lora_clip.search.collection import HITS, Collection, Hit, open_output
 from lora_clip.search.index import FLAT_BELOW
 from lora_clip.search.page import contact_sheet

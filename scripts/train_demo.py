@@ -26,7 +26,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
-from lora_clip.quiet import quiet_transformers
+from lora_clip.models.quiet import quiet_transformers
 
 DEMO = Path(__file__).resolve().parent.parent / "src" / "lora_clip" / "demo"
 TEMPLATES = ("{}", "a {}", "the {}", "a picture of a {}", "a photo of the {}", "an image of {}", "some {}")

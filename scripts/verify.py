@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from lora_clip.diagnose.summary import counts
 from lora_clip.errors import LoraClipError
-from lora_clip.observe.summary import counts
-from lora_clip.recheck import recheck
+from lora_clip.inspection.recheck import recheck
 
 
 def main() -> int:

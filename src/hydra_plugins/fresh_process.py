@@ -21,7 +21,7 @@ class FreshProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all points, print the table; raises LoraClipError if a point failed otherwise than for lack of memory."""
-        from lora_clip import sweep
+        from lora_clip.app import sweep
         from lora_clip.errors import ConfigError, LoraClipError
 
         if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from lora_clip.benchmark.photographs import list_photographs
-from lora_clip.data.pixels import decode, prepare
-from lora_clip.data.spec import PreprocessSpec, load_spec
-from lora_clip.model.checkpoint import find_checkpoint
-from lora_clip.model.encoder import Normalisation, load_encoder, resolve_dtype
+from lora_clip.models.checkpoint import find_checkpoint
+from lora_clip.models.clip import Normalisation, load_encoder, resolve_dtype
+from lora_clip.models.preprocess import load_spec
+from lora_clip.pixels.decode import decode, prepare
+from lora_clip.types import PreprocessSpec
 
 SECONDS = 3.0
 SAMPLE = 1000

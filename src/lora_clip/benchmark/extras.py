@@ -14,7 +14,7 @@ import psutil
 from lora_clip.benchmark.collection import Collection, make
 from lora_clip.benchmark.measure import BenchmarkError, Timing, measure, run
 from lora_clip.benchmark.patterns import Material, ours
-from lora_clip.data.pixels import EXACT, FAST
+from lora_clip.pixels.decode import EXACT, FAST
 
 MEMORY_SIZES = (3_000, 15_000)
 LOOK_EVERY = 0.1

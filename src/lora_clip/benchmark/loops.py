@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lora_clip.benchmark.photographs import Photograph, chunks
-from lora_clip.quiet import quiet_transformers
+from lora_clip.models.quiet import quiet_transformers
 
 POOL = 8
 """Threads of the report's pool."""

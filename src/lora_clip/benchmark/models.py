@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_clip.cli import DEMO
-from lora_clip.model.checkpoint import TOKENIZER_FILES
-from lora_clip.quiet import quiet_transformers
+from lora_clip.demo import DEMO
+from lora_clip.models.checkpoint import TOKENIZER_FILES
+from lora_clip.models.quiet import quiet_transformers
 
 RANDOM: dict[str, dict[str, Any]] = {
     "vit-b-32": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32},

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.measure import Timing
-from lora_clip.observe.plain import align
-from lora_clip.observe.plot import STYLE
+from lora_clip.diagnose.text import align
+from lora_clip.report.charts import STYLE
 
 WHOLE = 1000
 HEADER = (

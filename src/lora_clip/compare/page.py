@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_clip.compare.measures import RANKS, Neighbours, Recall
 from lora_clip.compare.plots import bars, histogram
-from lora_clip.observe.summary import describe_model
+from lora_clip.diagnose.summary import describe_model
 from lora_clip.search.collection import Collection
 from lora_clip.search.page import document, picture
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from lora_clip.data.sources import Shard
 from lora_clip.errors import OutputError
 from lora_clip.output.rows import ROWS_AT_ONCE, Block, row_ids
 from lora_clip.search.collection import Collection
+from lora_clip.sources.base import Shard
 
 
 @dataclass(frozen=True)

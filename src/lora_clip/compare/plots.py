@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_clip.observe.plot import nice_ceiling
+from lora_clip.report.charts import nice_ceiling
 
 WIDTH, HEIGHT, LEFT, BELOW, TOP = 720, 260, 56, 44, 24
 BINS = 40

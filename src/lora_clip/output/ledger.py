@@ -1,7 +1,8 @@
-"""What each rank has committed: one JSON line a piece, appended after the piece's files are safely in place.
+"""What each rank has committed: one JSON line a range, appended after the range's files are safely in place.
 
-A piece is a run of positions of a shard with its files. Most shards are one piece; a shard that several workers share
-is several until it is assembled. A line that a power cut tore is no line: its files are then orphans, and made anew.
+A committed range is a run of positions of a shard with its files. Most shards are one range; a shard that several
+workers share is several until it is assembled. A line that a power cut tore is no line: its files are then orphans,
+and made anew.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from lora_clip.io.atomic import make_folder, sync_folder
+
 
 @dataclass(frozen=True)
-class Piece:
+class CommittedRange:
     """A committed run of positions [start, stop): how many became rows and rejects, and its files' SHA-256.
 
-    `final` says that the files stand in their final folders. `seconds` is the time from the piece's first batch to its
-    commit, `finished` the UTC time of the commit.
+    `final` says that the files stand in their final folders. `seconds` is the time from the range's first batch to
+    its commit, `finished` the UTC time of the commit.
     """
 
     shard: int
@@ -39,39 +42,23 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def append(self, rank: int, piece: Piece) -> None:
+    def append(self, rank: int, entry: CommittedRange) -> None:
         """Add a line and wait until it is on disk."""
         make_folder(self.folder)
         path = self.folder / f"rank_{rank:05d}.jsonl"
         fresh = not path.exists()
         with path.open("ab+") as file:
-            line = json.dumps(asdict(piece)).encode() + b"\n"
+            line = json.dumps(asdict(entry)).encode() + b"\n"
             file.write(line if _ends_clean(path) else b"\n" + line)
             file.flush()
             os.fsync(file.fileno())
         if fresh:
             sync_folder(self.folder)
 
-    def pieces(self) -> list[Piece]:
-        """All committed pieces of all ranks and runs, in no particular order."""
+    def ranges(self) -> list[CommittedRange]:
+        """All committed ranges of all ranks and runs, in no particular order."""
         lines = (line for path in sorted(self.folder.glob("rank_*.jsonl")) for line in path.read_bytes().splitlines())
-        return [piece for line in lines if (piece := _parse(line)) is not None]
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder where it is missing, durably; its parent must be there."""
-    if not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return [entry for line in lines if (entry := _parse(line)) is not None]
 
 
 def _ends_clean(path: Path) -> bool:
@@ -81,50 +68,50 @@ def _ends_clean(path: Path) -> bool:
         return file.read(1) in (b"", b"\n")
 
 
-def _parse(line: bytes) -> Piece | None:
+def _parse(line: bytes) -> CommittedRange | None:
     try:
         record = json.loads(line)
-        return Piece(**{field.name: record[field.name] for field in fields(Piece)})
+        return CommittedRange(**{field.name: record[field.name] for field in fields(CommittedRange)})
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def by_shard(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
-    """The pieces of each shard that together say what is done: from left to right, none overlapping another.
+def by_shard(ranges: Iterable[CommittedRange]) -> dict[int, list[CommittedRange]]:
+    """The ranges of each shard that together say what is done: from left to right, none overlapping another.
 
     Of finished shards that were finished again (someone deleted the files, or more was wanted) the latest counts. Where
-    pieces overlap (an assembled shard and the pieces it was made of) the longest from a position on counts.
+    ranges overlap (an assembled shard and the ranges it was made of) the longest from a position on counts.
     """
-    found: dict[int, list[Piece]] = defaultdict(list)
-    for piece in sorted(pieces, key=lambda piece: piece.finished, reverse=True):
-        if not (piece.final and any(later.final for later in found[piece.shard])):
-            found[piece.shard].append(piece)
+    found: dict[int, list[CommittedRange]] = defaultdict(list)
+    for entry in sorted(ranges, key=lambda entry: entry.finished, reverse=True):
+        if not (entry.final and any(later.final for later in found[entry.shard])):
+            found[entry.shard].append(entry)
     return {shard: _disjoint(found[shard]) for shard in sorted(found)}
 
 
-def _disjoint(pieces: Sequence[Piece]) -> list[Piece]:
-    chosen: list[Piece] = []
-    for piece in sorted(pieces, key=lambda piece: (piece.start, -piece.stop, not piece.final)):
-        if not chosen or piece.start >= chosen[-1].stop:
-            chosen.append(piece)
+def _disjoint(ranges: Sequence[CommittedRange]) -> list[CommittedRange]:
+    chosen: list[CommittedRange] = []
+    for entry in sorted(ranges, key=lambda entry: (entry.start, -entry.stop, not entry.final)):
+        if not chosen or entry.start >= chosen[-1].stop:
+            chosen.append(entry)
     return chosen
 
 
-def leading(pieces: Sequence[Piece]) -> list[Piece]:
-    """Of disjoint pieces, in order, those from position 0 to the first gap: what can be assembled."""
-    run: list[Piece] = []
-    for piece in pieces:
-        if piece.start > held(run):
+def prefix(ranges: Sequence[CommittedRange]) -> list[CommittedRange]:
+    """Of disjoint ranges, in order, those from position 0 to the first gap: what can be assembled."""
+    run: list[CommittedRange] = []
+    for entry in ranges:
+        if entry.start > prefix_length(run):
             break
-        run.append(piece)
+        run.append(entry)
     return run
 
 
-def held(run: Sequence[Piece]) -> int:
-    """How many positions a run of pieces without a gap holds from position 0 on."""
+def prefix_length(run: Sequence[CommittedRange]) -> int:
+    """How many positions a run of ranges without a gap holds from position 0 on."""
     return run[-1].stop if run else 0
 
 
-def covers(pieces: Sequence[Piece], target: int) -> bool:
-    """Whether disjoint pieces, in order, hold every position [0, target)."""
-    return held(leading(pieces)) >= target
+def covers(ranges: Sequence[CommittedRange], target: int) -> bool:
+    """Whether disjoint ranges, in order, hold every position [0, target)."""
+    return prefix_length(prefix(ranges)) >= target

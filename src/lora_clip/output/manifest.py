@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip import __version__
-from lora_clip.output.store import write_text
+from lora_clip.io.atomic import write_text
 from lora_clip.output.verify import Verdict
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "webdataset", "simplejpeg", "pillow", "numpy", "pyarrow")

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lora_clip.errors import OutputError
-from lora_clip.output.ledger import Piece
+from lora_clip.output.ledger import CommittedRange
 from lora_clip.output.store import Store
 
 ROWS_AT_ONCE = 65_536
@@ -59,8 +59,8 @@ class Rows:
 
     def __init__(self, root: Path) -> None:
         store = Store(root)
-        finished = (found[0] for found in store.pieces().values() if found[0].final and found[0].rows)
-        self.blocks: Mapping[int, Block] = {piece.shard: _block(store, piece) for piece in finished}
+        finished = (found[0] for found in store.committed().values() if found[0].final and found[0].rows)
+        self.blocks: Mapping[int, Block] = {entry.shard: _block(store, entry) for entry in finished}
         if not self.blocks:
             raise OutputError(f"{root} holds no embeddings: run the job first")
 
@@ -119,9 +119,9 @@ class Rows:
         return None
 
 
-def _block(store: Store, piece: Piece) -> Block:
-    embeddings, metadata = (store.path(kind, piece.shard) for kind in ("img_emb", "metadata"))
-    return Block(piece.shard, piece.rows, embeddings, metadata, piece.checksums["img_emb"])
+def _block(store: Store, entry: CommittedRange) -> Block:
+    embeddings, metadata = (store.path(kind, entry.shard) for kind in ("img_emb", "metadata"))
+    return Block(entry.shard, entry.rows, embeddings, metadata, entry.checksums["img_emb"])
 
 
 def row_ids(shard: int | np.ndarray, numbers_N: np.ndarray) -> np.ndarray:

@@ -1,12 +1,11 @@
 """The contract on disk: `img_emb/`, `metadata/` and `rejects/`, one file a shard, as clip-retrieval's readers expect.
 
 A file appears under its final name whole or not at all: it is written to `parts/`, flushed, and renamed. `parts/` also
-holds the pieces of shards that are not complete yet, so the final folders hold nothing that a reader must not see.
+holds the ranges of shards that are not complete yet, so the final folders hold nothing that a reader must not see.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lora_clip.batch import ImageRow, Part, Reject
-from lora_clip.errors import StorageError
-from lora_clip.output.ledger import Ledger, Piece, by_shard, covers, make_folder, sync_folder
+from lora_clip.io.atomic import make_folder, storage_error, sync_folder, write_durably
+from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, covers
+from lora_clip.types import ImageRow, Reject, WorkRange
 
 METADATA_SCHEMA = pa.schema(
     [
@@ -52,7 +51,7 @@ ROWS_PER_GROUP = 8192
 
 
 class Store:
-    """An output directory: writes pieces, assembles shards, and knows what is committed."""
+    """An output directory: writes ranges, assembles shards, and knows what is committed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -63,20 +62,20 @@ class Store:
         """Where a finished shard's file of a kind (img_emb, metadata, rejects) stands."""
         return self.root / kind / f"{kind}_{shard:06d}.{SUFFIXES[kind]}"
 
-    def part_path(self, kind: str, part: Part) -> Path:
-        """Where a piece's file of a kind stands until its shard is assembled."""
-        return self.parts / f"{kind}_{part.shard:06d}_{part.start:09d}-{part.stop:09d}.{SUFFIXES[kind]}"
+    def range_path(self, kind: str, work: WorkRange) -> Path:
+        """Where a range's file of a kind stands until its shard is assembled."""
+        return self.parts / f"{kind}_{work.shard:06d}_{work.start:09d}-{work.stop:09d}.{SUFFIXES[kind]}"
 
-    def locate(self, kind: str, piece: Piece) -> Path:
-        """Where a committed piece's file of a kind is; a final piece may have been taken back into `parts/`."""
-        part = self.part_path(kind, part_of(piece))
-        return part if part.exists() or not piece.final else self.path(kind, piece.shard)
+    def locate(self, kind: str, entry: CommittedRange) -> Path:
+        """Where a committed committed's file of a kind is; a final committed may have been taken back into `parts/`."""
+        work = self.range_path(kind, work_of(entry))
+        return work if work.exists() or not entry.final else self.path(kind, entry.shard)
 
     def write(
-        self, rank: int, part: Part, final: bool, embeddings_ND: np.ndarray, rows: Sequence[ImageRow],
+        self, rank: int, work: WorkRange, final: bool, embeddings_ND: np.ndarray, rows: Sequence[ImageRow],
         rejects: Sequence[Reject], seconds: float = 0.0,
-    ) -> Piece:  # fmt: skip
-        """Commit a piece: `embeddings_ND` little-endian floats, a row of metadata each, and its rejects.
+    ) -> CommittedRange:  # fmt: skip
+        """Commit a range: `embeddings_ND` little-endian floats, a row of metadata each, and its rejects.
 
         Raises StorageError where the file system refuses; nothing partial remains under a final name.
         """
@@ -88,37 +87,37 @@ class Store:
             shape, dtype = embeddings_ND.shape, embeddings_ND.dtype
             writers["metadata"] = lambda file: write_table([row_table(rows)], METADATA_SCHEMA, file)
             writers["img_emb"] = lambda file: write_npy([embeddings_ND], shape, dtype, file)
-        targets = {kind: self.path(kind, part.shard) if final else self.part_path(kind, part) for kind in writers}
+        targets = {kind: self.path(kind, work.shard) if final else self.range_path(kind, work) for kind in writers}
         checksums = self._commit_files(targets, writers)
-        piece = Piece(*part, len(rows), len(rejects), checksums, final, round(seconds, 3), _now())
-        return self._commit_line(rank, piece)
+        entry = CommittedRange(*work, len(rows), len(rejects), checksums, final, round(seconds, 3), _now())
+        return self._commit_line(rank, entry)
 
-    def assemble(self, rank: int, shard: int, pieces: Sequence[Piece]) -> Piece:
-        """Commit a finished shard from its pieces, which cover it from position 0 in order, and drop them."""
-        if len(pieces) == 1 and pieces[0].final:
-            return pieces[0]
-        rows, rejects = sum(piece.rows for piece in pieces), sum(piece.rejects for piece in pieces)
-        kinds = [kind for kind in COMMIT_ORDER if any(kind in piece.checksums for piece in pieces)]
-        files = {kind: [self.locate(kind, piece) for piece in pieces if kind in piece.checksums] for kind in kinds}
+    def assemble(self, rank: int, shard: int, ranges: Sequence[CommittedRange]) -> CommittedRange:
+        """Commit a finished shard from its ranges, which cover it from position 0 in order, and drop them."""
+        if len(ranges) == 1 and ranges[0].final:
+            return ranges[0]
+        rows, rejects = sum(entry.rows for entry in ranges), sum(entry.rejects for entry in ranges)
+        kinds = [kind for kind in COMMIT_ORDER if any(kind in entry.checksums for entry in ranges)]
+        files = {kind: [self.locate(kind, entry) for entry in ranges if kind in entry.checksums] for kind in kinds}
         writers = {kind: _joiner(kind, files[kind], rows) for kind in kinds}
         checksums = self._commit_files({kind: self.path(kind, shard) for kind in kinds}, writers)
-        whole = Piece(shard, 0, pieces[-1].stop, rows, rejects, checksums, True, 0.0, _now())
-        whole = self._commit_line(rank, replace(whole, seconds=round(sum(piece.seconds for piece in pieces), 3)))
-        self._drop(pieces)
+        whole = CommittedRange(shard, 0, ranges[-1].stop, rows, rejects, checksums, True, 0.0, _now())
+        whole = self._commit_line(rank, replace(whole, seconds=round(sum(entry.seconds for entry in ranges), 3)))
+        self._drop(ranges)
         return whole
 
-    def _drop(self, pieces: Iterable[Piece]) -> None:
+    def _drop(self, ranges: Iterable[CommittedRange]) -> None:
         try:
-            for piece in pieces:
-                for kind in piece.checksums:
-                    self.part_path(kind, part_of(piece)).unlink(missing_ok=True)
+            for entry in ranges:
+                for kind in entry.checksums:
+                    self.range_path(kind, work_of(entry)).unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(self.parts, error) from error
 
     def _commit_files(
         self, targets: Mapping[str, Path], writers: Mapping[str, Callable[[BinaryIO], None]]
     ) -> dict[str, str]:
-        """Write a piece's files under temporary names, make them durable, and only then rename them; their SHA-256.
+        """Write a range's files under temporary names, make them durable, and only then rename them; their SHA-256.
 
         The renames follow one another at once, `img_emb` last: who sees an .npy sees the .parquet that belongs to it.
         """
@@ -129,7 +128,7 @@ class Store:
             checksums = {}
             for kind, target in targets.items():
                 make_folder(target.parent)
-                checksums[kind] = _write_durably(temporaries[kind], writers[kind])
+                checksums[kind] = write_durably(temporaries[kind], writers[kind])
             for kind, target in targets.items():
                 temporaries[kind].replace(target)
             for folder in {target.parent for target in targets.values()}:
@@ -141,55 +140,55 @@ class Store:
             raise storage_error(target, error) from error
         return checksums
 
-    def _commit_line(self, rank: int, piece: Piece) -> Piece:
+    def _commit_line(self, rank: int, entry: CommittedRange) -> CommittedRange:
         try:
-            self.ledger.append(rank, piece)
+            self.ledger.append(rank, entry)
         except OSError as error:
             raise storage_error(self.ledger.folder, error) from error
-        return piece
+        return entry
 
-    def pieces(self) -> dict[int, list[Piece]]:
-        """What is committed of each shard, and still there: pieces whose files are gone do not count."""
-        return by_shard(piece for piece in self.ledger.pieces() if self._present(piece))
+    def committed(self) -> dict[int, list[CommittedRange]]:
+        """What is committed of each shard, and still there: ranges whose files are gone do not count."""
+        return by_shard(entry for entry in self.ledger.ranges() if self._present(entry))
 
-    def _present(self, piece: Piece) -> bool:
-        return all(self.locate(kind, piece).exists() for kind in piece.checksums)
+    def _present(self, entry: CommittedRange) -> bool:
+        return all(self.locate(kind, entry).exists() for kind in entry.checksums)
 
     def missing(self, shard: int) -> list[str]:
         """The files of a finished shard that the ledger tells of and that are gone."""
-        finals = [piece for piece in by_shard(self.ledger.pieces()).get(shard, []) if piece.final]
-        paths = (self.locate(kind, piece) for piece in finals for kind in piece.checksums)
+        finals = [entry for entry in by_shard(self.ledger.ranges()).get(shard, []) if entry.final]
+        paths = (self.locate(kind, entry) for entry in finals for kind in entry.checksums)
         return [str(path.relative_to(self.root)) for path in paths if not path.exists()]
 
-    def recover(self, targets: Mapping[int, int]) -> dict[int, list[Piece]]:
+    def recover(self, targets: Mapping[int, int]) -> dict[int, list[CommittedRange]]:
         """Bring an interrupted output into order, and return what is committed of each shard.
 
         Files that no line of the ledger accounts for are deleted, and a manifest that no longer holds. A final shard of
-        which more is wanted than it holds (a `data.limit` was raised) becomes a piece again.
+        which more is wanted than it holds (a `data.limit` was raised) becomes a range in `parts/` again.
         Only for the one process that holds the output's lock. Raises StorageError.
         """
-        pieces = self.pieces()
+        ranges = self.committed()
         try:
-            if any(not covers(pieces.get(shard, []), target) for shard, target in targets.items()):
+            if any(not covers(ranges.get(shard, []), target) for shard, target in targets.items()):
                 for name in ("manifest.json", "report.html"):
                     (self.root / name).unlink(missing_ok=True)
-            for shard, found in pieces.items():
+            for shard, found in ranges.items():
                 if found[0].final and not covers(found[:1], targets.get(shard, 0)):
                     self._reopen(found[0])
-            self._delete_orphans(piece for found in pieces.values() for piece in found)
+            self._delete_orphans(entry for found in ranges.values() for entry in found)
         except OSError as error:
             raise storage_error(self.root, error) from error
-        return pieces
+        return ranges
 
-    def _reopen(self, piece: Piece) -> None:
+    def _reopen(self, entry: CommittedRange) -> None:
         make_folder(self.parts)
-        for kind in sorted(piece.checksums, key=COMMIT_ORDER.index, reverse=True):
-            final, part = self.path(kind, piece.shard), self.part_path(kind, part_of(piece))
-            if not part.exists():
-                final.replace(part)
+        for kind in sorted(entry.checksums, key=COMMIT_ORDER.index, reverse=True):
+            final, work = self.path(kind, entry.shard), self.range_path(kind, work_of(entry))
+            if not work.exists():
+                final.replace(work)
 
-    def _delete_orphans(self, pieces: Iterable[Piece]) -> None:
-        claimed = {self.locate(kind, piece) for piece in pieces for kind in piece.checksums}
+    def _delete_orphans(self, ranges: Iterable[CommittedRange]) -> None:
+        claimed = {self.locate(kind, entry) for entry in ranges for kind in entry.checksums}
         ours = [path for kind in SUFFIXES for path in (self.root / kind).glob(f"{kind}_*.{SUFFIXES[kind]}")]
         for path in (*ours, *self.parts.glob("*_*.*"), *self.root.glob(".*.tmp")):
             if path not in claimed:
@@ -213,9 +212,9 @@ class Store:
             raise storage_error(self.parts, error) from error
 
 
-def part_of(piece: Piece) -> Part:
-    """The run of positions of a committed piece."""
-    return Part(piece.shard, piece.start, piece.stop)
+def work_of(entry: CommittedRange) -> WorkRange:
+    """The run of positions of a committed range."""
+    return WorkRange(entry.shard, entry.start, entry.stop)
 
 
 def row_table(rows: Sequence[ImageRow]) -> pa.Table:
@@ -262,40 +261,6 @@ def _joiner(kind: str, files: Sequence[Path], rows: int) -> Callable[[BinaryIO],
         return lambda file: write_npy(arrays, shape, dtype, file)
     schema = METADATA_SCHEMA if kind == "metadata" else REJECTS_SCHEMA
     return lambda file: write_table((pq.read_table(path, schema=schema) for path in files), schema, file)
-
-
-def _write_durably(path: Path, write: Callable[[BinaryIO], None]) -> str:
-    """Write a file and wait until it is on disk; its SHA-256."""
-    with path.open("wb+") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file whole or not at all. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """What a user is told when the file system refuses."""
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}. What is committed is safe: "
-        "make room and type the same command again"
-    )
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""The BasePredictionWriter: gathers a part's embeddings as batches come, and commits them, off the device's way."""
+"""The BasePredictionWriter: gathers a range's embeddings as batches come, and commits them, off the device's way."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lora_clip.batch import EmbeddedBatch, ImageRow, Part, Reject
 from lora_clip.errors import TooManyRejectsError
-from lora_clip.output.ledger import Piece, by_shard, covers, leading
-from lora_clip.output.lock import OutputLock
+from lora_clip.io.lock import OutputLock
+from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.store import Store
+from lora_clip.types import EmbeddedBatch, ImageRow, Reject, WorkRange
 
 WAITING_BATCHES = 8
 NORM_TOLERANCE = 1e-2
@@ -28,8 +28,8 @@ REJECTS_SHOWN = 3
 
 
 @dataclass
-class _OpenPart:
-    """A part some of whose batches have come."""
+class _OpenRange:
+    """A work range some of whose batches have come."""
 
     started: float = field(default_factory=time.perf_counter)
     embeddings: list[np.ndarray] = field(default_factory=list)
@@ -37,8 +37,8 @@ class _OpenPart:
     rejects: list[Reject] = field(default_factory=list)
 
 
-class PartCommitter:
-    """Turns the batches of a rank into committed pieces, and into finished shards where the rank has all of one.
+class RangeCommitter:
+    """Turns the batches of a rank into committed ranges, and into finished shards where the rank has all of one.
 
     `targets` counts the wanted positions of each shard; `local` names the shards that this rank finishes alone.
     `allowed_rejects` is how many rejects the whole run may have.
@@ -51,19 +51,19 @@ class PartCommitter:
         self.allowed_rejects = allowed_rejects
         self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
-        self._open: dict[Part, _OpenPart] = {}
-        self._pieces = {shard: list(found) for shard, found in store.pieces().items() if shard in local}
+        self._open: dict[WorkRange, _OpenRange] = {}
+        self._ranges = {shard: list(found) for shard, found in store.committed().items() if shard in local}
 
     def add(self, batch: EmbeddedBatch) -> None:
-        """Take a batch whose embeddings are on the CPU; its part's last batch commits the part."""
-        part = self._open.setdefault(batch.part, _OpenPart())
+        """Take a batch whose embeddings are on the CPU; its range's last batch commits the range."""
+        work = self._open.setdefault(batch.work, _OpenRange())
         embeddings_ND, rows, failed = _sound_rows(batch)
-        part.embeddings.append(embeddings_ND)
-        part.rows += rows
-        part.rejects += [*batch.rejects, *failed]
+        work.embeddings.append(embeddings_ND)
+        work.rows += rows
+        work.rejects += [*batch.rejects, *failed]
         self._count([*batch.rejects, *failed])
         if batch.last:
-            self._commit(batch.part, self._open.pop(batch.part))
+            self._commit(batch.work, self._open.pop(batch.work))
 
     def _count(self, rejects: Sequence[Reject]) -> None:
         self.rejected += len(rejects)
@@ -76,20 +76,20 @@ class PartCommitter:
                 "max_reject_fraction=1 lets the run go on whatever comes"
             )
 
-    def _commit(self, part: Part, gathered: _OpenPart) -> None:
-        whole = part.start == 0 and part.stop == self.targets[part.shard]
+    def _commit(self, work: WorkRange, gathered: _OpenRange) -> None:
+        whole = work.start == 0 and work.stop == self.targets[work.shard]
         seconds = time.perf_counter() - gathered.started
         rejects = sorted(gathered.rejects, key=lambda reject: reject.position)
         embeddings_ND = np.concatenate(gathered.embeddings)
-        piece = self.store.write(self.rank, part, whole, embeddings_ND, gathered.rows, rejects, seconds)
-        if part.shard in self.local and not whole:
-            self._finish(part.shard, piece)
+        entry = self.store.write(self.rank, work, whole, embeddings_ND, gathered.rows, rejects, seconds)
+        if work.shard in self.local and not whole:
+            self._finish(work.shard, entry)
 
-    def _finish(self, shard: int, piece: Piece) -> None:
-        pieces = by_shard([*self._pieces.get(shard, []), piece])[shard]
-        self._pieces[shard] = pieces
-        if covers(pieces, self.targets[shard]):
-            self.store.assemble(self.rank, shard, leading(self._pieces.pop(shard)))
+    def _finish(self, shard: int, entry: CommittedRange) -> None:
+        ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
+        self._ranges[shard] = ranges
+        if covers(ranges, self.targets[shard]):
+            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)))
 
 
 def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], list[Reject]]:
@@ -127,7 +127,7 @@ class EmbeddingWriter(BasePredictionWriter):
         plan = trainer.datamodule.plan  # type: ignore[attr-defined]
         self._lock = OutputLock(self.output_dir)
         self._lock.share()
-        committer = PartCommitter(
+        committer = RangeCommitter(
             Store(self.output_dir),
             trainer.global_rank,
             plan.targets,
@@ -148,7 +148,7 @@ class EmbeddingWriter(BasePredictionWriter):
             on_host.copy_(prediction.embeddings_BD, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        batch = EmbeddedBatch(on_host, prediction.rows, prediction.rejects, prediction.part, prediction.last)
+        batch = EmbeddedBatch(on_host, prediction.rows, prediction.rejects, prediction.work, prediction.last)
         self._queue.put((batch, event))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -162,7 +162,7 @@ class EmbeddingWriter(BasePredictionWriter):
         if self._error is not None:
             raise self._error
 
-    def _write(self, committer: PartCommitter) -> None:
+    def _write(self, committer: RangeCommitter) -> None:
         while (item := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # keep emptying the queue, so that the main thread is never stuck in put

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lora_clip.data.names import image_name
-from lora_clip.data.pixels import ImageError
 from lora_clip.errors import DataError, OutputError
+from lora_clip.inspection.pictures import Pictures
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.rows import Rows, row_ids, split_ids
-from lora_clip.pictures import Pictures
-from lora_clip.search.exact import NOBODY, nearest
+from lora_clip.pixels.decode import ImageError
+from lora_clip.search.exact import NO_ROW, nearest
 from lora_clip.search.index import open_index, without
 from lora_clip.search.query import QueryEncoder
+from lora_clip.sources.names import image_name
 
 Query = str | Path | bytes | Image.Image
 HITS = 10
@@ -159,7 +159,7 @@ class Collection:
 
     def hits(self, scores_K: np.ndarray, ids_K: np.ndarray) -> list[Hit]:
         """What is known of rows, by their ids; where there is nobody there is no hit."""
-        known_K = ids_K[ids_K != NOBODY]
+        known_K = ids_K[ids_K != NO_ROW]
         shards_K, numbers_K = split_ids(known_K)
         return [
             self._hit(float(score), int(shard), int(number), row)

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_clip.output.rows import Rows
 
-NOBODY = -1
+NO_ROW = -1
 """The id where there are fewer rows than were asked for."""
 
 
@@ -16,7 +16,7 @@ def nearest(rows: Rows, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.
     Reads the embeddings from disk once and holds a part of them at a time. Of equal scores the lower id comes first.
     """
     scores_QK = np.full((len(queries_QD), 0), -np.inf, np.float32)
-    ids_QK = np.full((len(queries_QD), 0), NOBODY, np.int64)
+    ids_QK = np.full((len(queries_QD), 0), NO_ROW, np.int64)
     for ids_N, embeddings_ND in rows.stream():
         fresh_QN = queries_QD.astype(np.float32) @ embeddings_ND.T
         scores_QK = np.concatenate([scores_QK, fresh_QN], axis=1)

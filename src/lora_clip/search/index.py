@@ -20,11 +20,10 @@ import faiss
 import numpy as np
 
 from lora_clip.errors import ConfigError, OutputError
-from lora_clip.output import record
-from lora_clip.output.ledger import make_folder, sync_folder
+from lora_clip.io.atomic import make_folder, storage_error, sync_folder, write_text
+from lora_clip.output import provenance
 from lora_clip.output.rows import ROWS_AT_ONCE, Block, Rows
-from lora_clip.output.store import storage_error, write_text
-from lora_clip.search.exact import NOBODY, best, nearest
+from lora_clip.search.exact import NO_ROW, best, nearest
 
 FORMAT = "lora_clip index 1"
 FLAT_BELOW, GRAPH_BELOW = 50_000, 2_000_000
@@ -80,13 +79,13 @@ class Index:
         self._faiss = found
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Exact scores (Q, k), highest first, and ids (Q, k) of the rows found; NOBODY where they are fewer."""
+        """Exact scores (Q, k), highest first, and ids (Q, k) of the rows found; NO_ROW where they are fewer."""
         wanted = min(len(self.rows), max(CANDIDATES * k, LEAST_CANDIDATES))
         widen(self._faiss, self.record.factory, wanted)
         _, ids_QK = self._faiss.search(np.ascontiguousarray(queries_QD, np.float32), wanted)
         scores_QK = np.full(ids_QK.shape, -np.inf, np.float32)
         for line, ids_K in enumerate(ids_QK):
-            known_K = ids_K != NOBODY
+            known_K = ids_K != NO_ROW
             scores_QK[line, known_K] = self.rows.embeddings(ids_K[known_K]) @ queries_QD[line].astype(np.float32)
         return best(scores_QK, ids_QK, k)
 
@@ -114,7 +113,11 @@ def build_index(root: Path, factory: str | None = None) -> tuple[IndexRecord, in
     rows = Rows(root)
     wanted = factory or factory_for(len(rows), rows.width)
     old = read_record(root)
-    kept = held(old, rows) if old and old.factory == wanted and old.fingerprint == fingerprint_digest(root) else None
+    kept = (
+        indexed_prefix(old, rows)
+        if old and old.factory == wanted and old.fingerprint == fingerprint_digest(root)
+        else None
+    )
     if old is not None and kept == {shard: block.rows for shard, block in rows.blocks.items()}:
         return old, 0
     index = _load(root, old) if old is not None and kept is not None else make(wanted, rows)
@@ -128,7 +131,7 @@ def build_index(root: Path, factory: str | None = None) -> tuple[IndexRecord, in
     return made, int(index.ntotal) - before
 
 
-def held(old: IndexRecord, rows: Rows) -> dict[int, int] | None:
+def indexed_prefix(old: IndexRecord, rows: Rows) -> dict[int, int] | None:
     """How many leading rows of each shard an index holds, or None where some of them are not what they were."""
     kept = {int(shard): int(known["rows"]) for shard, known in old.shards.items()}
     if any(shard not in rows.blocks or rows.blocks[shard].rows < count for shard, count in kept.items()):
@@ -215,7 +218,7 @@ def without(scores_QK: np.ndarray, ids_QK: np.ndarray, own_Q: np.ndarray, k: int
 
 def fingerprint_digest(root: Path) -> str:
     """What ties an index to its output: SHA-256 of the output's fingerprint."""
-    return hashlib.sha256(json.dumps(record.read_fingerprint(root), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(provenance.read_fingerprint(root), sort_keys=True).encode()).hexdigest()
 
 
 def read_record(root: Path) -> IndexRecord | None:

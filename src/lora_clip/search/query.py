@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from lora_clip.data.pixels import fit, prepare
-from lora_clip.data.spec import load_spec
 from lora_clip.errors import ModelError, OutputError
-from lora_clip.model.adapter import attach_text
-from lora_clip.model.checkpoint import Checkpoint, digests, find_checkpoint
-from lora_clip.model.encoder import ImageEncoder, Normalisation, load_encoder
-from lora_clip.quiet import quiet_transformers
+from lora_clip.models.adapters import attach_text
+from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
+from lora_clip.models.clip import ImageEncoder, Normalisation, load_encoder
+from lora_clip.models.preprocess import load_spec
+from lora_clip.models.quiet import quiet_transformers
+from lora_clip.pixels.decode import fit, prepare
 
 CPU = torch.device("cpu")
 TEXTS_AT_ONCE = 256
@@ -112,7 +112,7 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         with quiet_transformers():
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers meets files of strangers here
+    except Exception as error:  # transformers meets untrusted files here
         raise ModelError(f"the tokenizer of base {folder} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
@@ -134,7 +134,7 @@ def _load_text(folder: Path) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # transformers meets files of strangers here
+    except Exception as error:  # transformers meets untrusted files here
         raise ModelError(f"base {folder} has no text tower that loads: {type(error).__name__}: {error}") from error
     model, info = loaded
     if lacking := sorted(info["missing_keys"]):

@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from lora_clip.data.pixels import ImageError
+from lora_clip.diagnose.summary import describe_model
 from lora_clip.errors import DataError, LoraClipError, OutputError
-from lora_clip.observe.summary import describe_model
-from lora_clip.output import record
+from lora_clip.output import provenance
+from lora_clip.pixels.decode import ImageError
 from lora_clip.search.collection import Collection, Hit, open_output
 
 WEB = Path(__file__).parent / "web"
@@ -48,7 +48,7 @@ def open_outputs(folders: list[Path]) -> dict[str, Collection]:
 
 
 def _outputs_in(folder: Path) -> list[Path]:
-    if record.read_fingerprint(folder) is not None:
+    if provenance.read_fingerprint(folder) is not None:
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/fingerprint.json"))
     if not found:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_clip.errors import OutputError
-from lora_clip.output import record
-from lora_clip.output.lock import OutputLock
-from lora_clip.output.store import storage_error
+from lora_clip.io.atomic import storage_error
+from lora_clip.io.lock import OutputLock
+from lora_clip.output import provenance
 from lora_clip.search.index import IndexRecord, build_index
 
 
@@ -16,7 +16,7 @@ def update(root: Path, factory: str | None = None) -> tuple[IndexRecord, int]:
 
     Raises OutputError where `root` holds no output or where one is being written.
     """
-    if record.read_fingerprint(root) is None:
+    if provenance.read_fingerprint(root) is None:
         raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
     try:
         lock = OutputLock(root)

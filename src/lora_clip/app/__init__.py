@@ -1,0 +1,1 @@
+"""The program: from what is typed to the job and its exit status."""

@@ -1,0 +1,214 @@
+"""From the command line to the job: what a user can get wrong becomes one message and an exit status.
+
+Exit status: 0 done; 1 an error of ours; 2 something to correct; 12 out of memory; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from lora_clip.demo import DEMO
+from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError, TooManyRejectsError
+
+USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
+EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
+"""Errors that may come to one rank alone, and so are said by that rank."""
+BRACES = """Put the pattern in two pairs of quotes: 'data.shards="/data/{00000..00056}.tar"'"""
+DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; a KeyboardInterrupt, because that is the interruption that Lightning unwinds from."""
+
+
+def main(predict: Callable[[], Any]) -> NoReturn:
+    """Run the Hydra entry and exit with its status."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait take cores from decoding
+    signal.signal(signal.SIGTERM, on_sigterm)
+    sys.unraisablehook = on_unraisable
+    _die_with_launcher()
+    register_resolver()
+    with guard():
+        if not _is_child():
+            check_arguments(sys.argv[1:])
+        predict()
+    sys.exit(0)
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own.
+
+    The exit is immediate: what Python would do at its end (joining workers, say) may fail in its turn, and say so.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _end(error)
+
+
+def _end(error: BaseException) -> NoReturn:
+    status = _report(error)
+    _kill_workers()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def on_unraisable(unraisable: Any) -> None:
+    """What a destructor raised: a signal that came in the middle of one must not be lost, the rest helps nobody."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _end(unraisable.exc_value)
+
+
+def _kill_workers() -> None:
+    """End the data workers before they can complain that this process is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    """Unwind as from Ctrl-C."""
+    raise Terminated
+
+
+def register_resolver() -> None:
+    """Let configs name what is embedded in the package: `${demo:shards}`."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("demo", lambda name: str(DEMO / name), replace=True)
+
+
+def _is_child() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _die_with_launcher() -> None:
+    """A rank whose launcher was killed must not go on writing; elsewhere than on Linux it ends at the next barrier."""
+    if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL_OPTION, signal.SIGKILL)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Catch what a shell makes of bare braces: one key given many times, of which Hydra would keep the last.
+
+    Raises ConfigError.
+    """
+    keys = Counter(argument.partition("=")[0] for argument in arguments if "=" in argument and argument[0] != "-")
+    for key, times in keys.items():
+        if times > 1 and not key.startswith("hydra"):
+            hint = f": the shell expanded the braces. {BRACES}" if key == "data.shards" else ": give it once"
+            raise ConfigError(f"{key} is given {times} times{hint}")
+
+
+def _report(error: BaseException) -> int:
+    """Print what a user should know of the error; returns the exit status."""
+    if interruption := _interruption(error):
+        word, status = interruption
+        return _say(f"{word}: what is committed is safe; the same command goes on from there", status)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, LoraClipError):
+        return _say(f"error: {_own_words(error)}", USER_ERROR, everywhere=isinstance(error, EACH_RANKS_OWN))
+    if "Connection closed by peer" in str(error):
+        return _say("error: another rank has ended, and said why. The same command goes on from there", USER_ERROR)
+    if (message := configuration_message(error)) is not None:
+        return _say(f"error: {message}", USER_ERROR)
+    if is_out_of_memory(error):
+        return _say(f"error: out of memory: {_own_words(error)}. Try a smaller data.batch_size", OUT_OF_MEMORY, True)
+    if "DataLoader worker" in str(error) and "Original Traceback" not in str(error):
+        advice = "it may have run out of memory or been killed; fewer data.num_workers need less"
+        return _say(f"error: {_own_words(error)} ({advice}). The same command goes on from there", USER_ERROR, True)
+    sys.excepthook(type(error), error, error.__traceback__)
+    return 1
+
+
+def _interruption(error: BaseException) -> tuple[str, int] | None:
+    names = _chain(error)
+    if "Terminated" in names:
+        return "terminated", TERMINATED
+    return ("interrupted", INTERRUPTED) if "KeyboardInterrupt" in names else None
+
+
+def _chain(error: BaseException) -> list[str]:
+    names = []
+    cause: BaseException | None = error
+    while cause is not None:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    return names
+
+
+def _say(message: str, status: int, everywhere: bool = False) -> int:
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK", "0")
+    if rank == "0" or everywhere:
+        print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
+    return status
+
+
+def _own_words(error: BaseException) -> str:
+    """An error's message; of one that a data worker raised, which comes with a traceback in its text, the last line."""
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]).rstrip(".")
+    return text if isinstance(error, LoraClipError) else text.splitlines()[0].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the device's, the machine's or the shared memory is used up."""
+    text = str(error)
+    signs = ("can't allocate memory", "out of memory", "Bus error", "Cannot allocate memory", "unable to allocate")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def configuration_message(error: BaseException) -> str | None:
+    """What Hydra or OmegaConf found wrong, with what to type; None for other errors."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    if isinstance(error, MissingMandatoryValue):
+        key = error.full_key or "a key"
+        return f"{key} is not given: type {key}=…"
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    text = str(error).strip()
+    if "{" in text and ("data.shards" in text or "mismatched input" in text or "extraneous input" in text):
+        return f"bare braces are Hydra's own syntax. {BRACES}"
+    return _unknown_key(text) or text.partition("\nConfig search path")[0].strip()
+
+
+def _unknown_key(text: str) -> str | None:
+    if "not in struct" not in text and "Could not override" not in text:
+        return None
+    found = re.search(r"Could not override '([^']+)'", text)
+    if found is None:
+        return None
+    given = found.group(1)
+    close = difflib.get_close_matches(given, known_keys(), n=1, cutoff=0.6)
+    return f"unknown key {given}" + (f": did you mean {close[0]}?" if close else f"; known: {', '.join(known_keys())}")
+
+
+def known_keys() -> list[str]:
+    """The keys of the configuration, dotted."""
+    import yaml
+
+    root = Path(sys.argv[0]).resolve().parent / "conf"
+    keys = ["output_dir", "resume", "index", "max_reject_fraction"]
+    for group, file in (("data", "base"), ("model", "demo"), ("trainer", "default"), ("output", "default")):
+        path = root / group / f"{file}.yaml"
+        keys += [f"{group}.{key}" for key in yaml.safe_load(path.read_text())] if path.exists() else []
+    return keys

@@ -1,0 +1,122 @@
+"""The Trainer, set up for wherever the job was started: plainly, by Lightning's launcher, by torchrun, by SLURM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from lora_clip.app.exits import on_sigterm
+from lora_clip.errors import ConfigError
+
+AUTO = "auto"
+BATCH_SIZES = {"cpu": 64, "cuda": 256}
+MAX_WORKERS = 16
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for one another at the end: a dead rank is noticed by its launcher, a slow one is no error."""
+
+
+class Interruption(Callback):
+    """SIGTERM ends a prediction at once; Lightning's own handler would broadcast, and hang where one rank got it."""
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signal back from Lightning, which has just taken it."""
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def build_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> pl.Trainer:
+    """A Trainer for prediction from the `trainer` group; under torchrun, devices and nodes are those it started.
+
+    Raises ConfigError where Lightning refuses the arguments.
+    """
+    arguments = {**plain(config), **torchrun_shape()}
+    distributed = arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", "auto") or _many_gpus(arguments)
+    if arguments["strategy"] == "auto" and distributed:
+        arguments["strategy"] = DDPStrategy(timeout=PATIENCE)
+    try:
+        return pl.Trainer(
+            **arguments,
+            callbacks=[*callbacks, Interruption()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            inference_mode=True,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"the trainer refuses its arguments: {str(error).splitlines()[0]}") from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A group of the configuration as a dictionary of plain values."""
+    return {str(key): value for key, value in OmegaConf.to_container(config, resolve=True).items()}  # type: ignore[union-attr]
+
+
+def _many_gpus(arguments: Mapping[str, Any]) -> bool:
+    on_gpu = arguments["accelerator"] in ("auto", "gpu", "cuda")
+    return bool(on_gpu and arguments["devices"] == "auto" and torch.cuda.device_count() > 1)
+
+
+def torchrun_shape() -> dict[str, Any]:
+    """`devices` and `num_nodes` as torchrun started them; empty elsewhere.
+
+    Raises ConfigError where the nodes have unequal numbers of processes, which Lightning cannot number.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return {}
+    world, devices, nodes = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    if world != devices * nodes:
+        raise ConfigError(
+            f"torchrun started {world} processes on {nodes} nodes, {devices} of them here: "
+            "give every node the same --nproc_per_node"
+        )
+    return {"devices": devices, "num_nodes": nodes}
+
+
+def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Predict on this rank, then wait for the others. An error here ends the ranks that Lightning launched as well."""
+    try:
+        trainer.predict(model, datamodule=data, return_predictions=False)
+        trainer.strategy.barrier()
+    except BaseException:
+        if trainer.strategy.launcher is not None and hasattr(trainer.strategy.launcher, "kill"):
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        raise
+
+
+def rank_of(trainer: pl.Trainer) -> int:
+    """The global rank of this process; known before the process group is up."""
+    return trainer.node_rank * trainer.num_devices + trainer.local_rank
+
+
+def ranks_of(trainer: pl.Trainer) -> int:
+    """How many ranks the job has."""
+    return trainer.num_nodes * trainer.num_devices
+
+
+def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:
+    """Images per device and batch: as given; `auto` is what keeps a device of this kind busy, whatever the machine."""
+    if batch_size == AUTO:
+        return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+    if isinstance(batch_size, str) or batch_size < 1:
+        raise ConfigError(f"data.batch_size={batch_size}: give 1 or more, or auto")
+    return batch_size
+
+
+def resolve_workers(num_workers: int | str, local_ranks: int) -> int:
+    """Decoding processes per rank: as given; `auto`: the cores this process may use, shared by the node's ranks."""
+    if num_workers != AUTO:
+        if isinstance(num_workers, str) or num_workers < 0:
+            raise ConfigError(f"data.num_workers={num_workers}: give 0 or more, or auto")
+        return num_workers
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))

@@ -1,0 +1,150 @@
+"""Sweeps (`-m`): every point in a fresh process and a folder of its own; then a table, a plot, the best."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_clip.diagnose.text import align, python
+from lora_clip.report.charts import Column, plot
+
+OUT_OF_MEMORY_STATUS = (12, -9)
+"""The job's own exit status for it, and the kernel's way of saying it."""
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+AS_FAST = 0.98
+"""Points from this share of the highest rate on count as as fast: two runs of one point differ by as much."""
+ENOUGH_SECONDS = 5.0
+BATCH_SIZE = "data.batch_size="
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a sweep and what came of it.
+
+    Rates in images/s, `waiting_share` of the time for data, peak memory in bytes (the device's, on a CPU a rank's),
+    `predict_seconds` without start-up; `overrides` is what was typed for it.
+    """
+
+    name: str
+    batch_size: int | str
+    state: str
+    images_per_second: float | None = None
+    waiting_share: float | None = None
+    peak_bytes: int | None = None
+    predict_seconds: float | None = None
+    verdict: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+def run_point(overrides: Sequence[str], name: str, output_dir: Path, batch_size: int | str) -> Point:
+    """Run one point as `python predict.py` of its own, with `output_dir`/`name` as its folder."""
+    folder = output_dir / name
+    kept = [override for override in overrides if not override.startswith("output_dir=")]
+    print(f"\n{name}", flush=True)
+    command = [sys.executable, sys.argv[0], *kept, f'output_dir="{folder}"']
+    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    status = subprocess.run(command, env=environment, check=False).returncode
+    return read_point(folder, name, batch_size, status, overrides)
+
+
+def name_points(job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    """A folder name for each point: the overrides in which the points differ (all, where there is one point)."""
+    shared = set(job_overrides[0]).intersection(*job_overrides) if len(job_overrides) > 1 else set()
+    return [
+        ",".join(override.replace("/", "_") for override in overrides if override not in shared) or "point"
+        for overrides in job_overrides
+    ]
+
+
+def read_point(folder: Path, name: str, batch_size: int | str, status: int, overrides: Sequence[str] = ()) -> Point:
+    """What came of a point, from its exit status and its manifest."""
+    typed = tuple(overrides)
+    if status in OUT_OF_MEMORY_STATUS:
+        return Point(name, batch_size, "out of memory", overrides=typed)
+    if status != 0:
+        return Point(name, batch_size, f"failed ({status})", overrides=typed)
+    run = json.loads((folder / "manifest.json").read_text())["run"]
+    peak = run["peak_device_bytes"] or run["peak_host_bytes"]
+    rate, waiting = run["images_per_second"], run["waiting_share"]
+    resolved = run["batch_size"]
+    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["verdict"], typed)
+
+
+def finish(folder: Path, points: Sequence[Point]) -> None:
+    """Print the table and the best point, keep sweep.json and sweep.svg; nothing is left where nothing was embedded."""
+    print("\n" + table(points), flush=True)
+    if best := best_point(points):
+        (folder / "sweep.json").write_text(json.dumps([asdict(point) for point in points], indent=2) + "\n")
+        (folder / "sweep.svg").write_text(plot_points(points, best))
+        print(f"\n{advice(best)}\nplot:     {folder / 'sweep.svg'}", flush=True)
+        return
+    (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def best_point(points: Sequence[Point]) -> Point | None:
+    """The fastest point; of several about as fast, the one that needs least memory. None where none was done."""
+    done = [point for point in points if point.state == "done"]
+    highest = max((point.images_per_second or 0.0 for point in done), default=0.0)
+    fast = [point for point in done if (point.images_per_second or 0.0) >= AS_FAST * highest]
+    return min(fast, key=lambda point: point.peak_bytes or 0, default=None)
+
+
+def advice(best: Point) -> str:
+    """Which point is best, and what to type to use it for all images."""
+    rate = f", {best.images_per_second:,.1f} images/s" if best.images_per_second else ""
+    lines = [f"best:     {best.name}{rate}, {_mebibytes(best.peak_bytes)}"]
+    if (best.predict_seconds or 0.0) < ENOUGH_SECONDS:
+        lines.append(f"          (its run took {best.predict_seconds or 0.0:.1f} s: more images tell the points apart)")
+    kept = [override for override in best.overrides if not override.startswith("data.limit=")]
+    return "\n".join([*lines, f"use it:   {shlex.join([python(), sys.argv[0], *kept])}"])
+
+
+def plot_points(points: Sequence[Point], best: Point) -> str:
+    """The plot: over the batch size where that is all that differs, else over the points by name."""
+    sizes = all(point.name.startswith(BATCH_SIZE) and point.name[len(BATCH_SIZE) :].isdigit() for point in points)
+    ordered = sorted(points, key=lambda point: int(point.batch_size)) if sizes else points
+    columns = [
+        Column(
+            str(point.batch_size) if sizes else point.name,
+            point.images_per_second,
+            point.peak_bytes and point.peak_bytes / 2**20,
+            "" if point.state == "done" else point.state,
+            point is best,
+        )
+        for point in ordered
+    ]
+    return plot(columns, "images per batch (data.batch_size)" if sizes else "point of the sweep", line=sizes)
+
+
+def table(points: Sequence[Point]) -> str:
+    """The points as a text table, a row each."""
+    header = ("point", "batch size", "images/s", "waiting for data", "peak memory", "state")
+    return "\n".join(align([header, *(_row(point) for point in points)]))
+
+
+def _row(point: Point) -> tuple[str, ...]:
+    return (
+        point.name,
+        str(point.batch_size),
+        _or_dash(point.images_per_second, "{:,.1f}"),
+        _or_dash(point.waiting_share, "{:.0%}"),
+        _mebibytes(point.peak_bytes),
+        point.state,
+    )
+
+
+def _mebibytes(value: int | None) -> str:
+    return _or_dash(value and value / 2**20, "{:,.0f} MiB")
+
+
+def _or_dash(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)

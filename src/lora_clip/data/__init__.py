@@ -1,1 +1,0 @@
-"""Bytes in: where images come from, who reads which, and how they become pixels."""

@@ -1,0 +1,1 @@
+"""What limited a run, from what it measured."""

@@ -1,0 +1,191 @@
+"""The lines a person reads: what will be done, and what was done."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_clip.diagnose import figures
+from lora_clip.diagnose.bottleneck import diagnose
+from lora_clip.diagnose.text import align, python
+from lora_clip.loading.plan import Inventory, Plan
+from lora_clip.models.adapters import AdapterSummary
+from lora_clip.models.checkpoint import Checkpoint
+from lora_clip.monitor.meter import Machine
+from lora_clip.monitor.progress import Counters, total
+from lora_clip.output.manifest import read_manifest
+from lora_clip.output.verify import Verdict
+from lora_clip.report import rejected
+from lora_clip.sources.base import count_extensions
+
+EXTENSIONS_SHOWN = 4
+REASONS_SHOWN = 8
+STAGES = ("first", "waiting", "forward", "blocked", "read", "decode", "write")
+RANK_COLUMNS = {
+    "rank": ("rank", "{}"),
+    "images": ("images", "{:,}"),
+    "images_per_second": ("images/s", "{:,.1f}"),
+    "waiting_share": ("waiting", "{:.0%}"),
+    "forward_share": ("in the model", "{:.0%}"),
+    "cpu": ("cores", "{:.1f}"),
+    "device_use": ("gpu", "{:.0%}"),
+    "watts": ("W", "{:.0f}"),
+}
+"""Columns of the table of ranks: the key in the manifest, the heading, the form."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the job is run; `batch_size` is per rank, `workers` are per rank."""
+
+    checkpoint: Checkpoint
+    root: Path
+    ranks: int
+    workers: int
+    batch_size: int
+    decoding: str
+    dtype: torch.dtype
+    output_dtype: str
+
+
+def opening(settings: Settings, inventory: Inventory, plan: Plan, adapter: AdapterSummary | None) -> str:
+    """What will be done, in a line; notes that a user may act on, each in its own."""
+    checkpoint = settings.checkpoint
+    what = f"{plan.images:,}{f' of {inventory.images:,}' if plan.images < inventory.images else ''} images"
+    how = f"{shown(checkpoint.adapter)} ({describe_adapter(asdict(adapter))})" if adapter else "no adapter"
+    line = (
+        f"embedding {what} in {_plural(len(plan.targets), 'shard')} with {shown(checkpoint.base)} + {how}, "
+        f"on {_plural(settings.ranks, 'rank')} x {_plural(settings.workers, 'worker')}, "
+        f"batches of {settings.batch_size}, {str(settings.dtype).removeprefix('torch.')}"
+    )
+    return "\n".join([line, *_notes(checkpoint, inventory)])
+
+
+def _notes(checkpoint: Checkpoint, inventory: Inventory) -> list[str]:
+    taken, left_out = count_extensions(inventory.shards)
+    notes = [f"note: {checkpoint.note}"] if checkpoint.note else []
+    if len(taken) > 1:
+        notes.append(
+            f"note: images stand under several extensions ({_listed(taken)}); all are embedded: "
+            f"data.image_key={taken.most_common(1)[0][0]} takes only those"
+        )
+    if left_out:
+        notes.append(f"note: data.image_key leaves {sum(left_out.values()):,} other images out ({_listed(left_out)})")
+    return notes
+
+
+def _listed(counts: Counter[str]) -> str:
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts.most_common(EXTENSIONS_SHOWN))
+    return shown + (", …" if len(counts) > EXTENSIONS_SHOWN else "")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def run_record(
+    settings: Settings, ranks: Sequence[Counters], machine: Machine | None, started: float
+) -> dict[str, Any]:
+    """The figures of a run, for the manifest: rates in images per second, times in seconds, memory in bytes.
+
+    `waiting_share` is of the time after the first batch; `machine` is None where nothing was left to embed.
+    """
+    seconds = max((rank.seconds for rank in ranks), default=0.0)
+    images, steady = int(total(ranks, "images")), sum(rank.steady for rank in ranks)
+    return {
+        "started": started,
+        "wall_seconds": round(time.time() - started, 3),
+        "predict_seconds": round(seconds, 3),
+        "startup_seconds": round(max((rank.startup for rank in ranks), default=0.0), 3),
+        "images": images,
+        "images_per_second": round(images / seconds, 2) if seconds else None,
+        "waiting_share": round(total(ranks, "waiting") / steady, 4) if steady else None,
+        "stage_seconds": {stage: round(total(ranks, stage), 3) for stage in STAGES},
+        "peak_bytes": int(max((rank.peak_bytes for rank in ranks), default=0)),
+        "peak_host_bytes": int(max((rank.host_bytes for rank in ranks), default=0)),
+        "peak_device_bytes": int(max((rank.device_bytes for rank in ranks), default=0)),
+        "ranks": settings.ranks,
+        "workers": settings.workers,
+        "batch_size": settings.batch_size,
+        "decode": settings.decoding,
+        "images_by_rank": [int(rank.images) for rank in ranks],
+        "by_rank": figures.record(ranks),
+        "verdict": verdict_on(settings, ranks, machine),
+    }
+
+
+def verdict_on(settings: Settings, ranks: Sequence[Counters], machine: Machine | None) -> str:
+    """What bound the run; empty where there was none."""
+    if machine is None:
+        return ""
+    dtype = str(settings.dtype).removeprefix("torch.")
+    return diagnose(figures.gather(ranks, machine, dtype, settings.workers, settings.batch_size, settings.decoding))
+
+
+def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
+    """What was done, and what to type next."""
+    manifest = read_manifest(root) or {}
+    lines = ["nothing is missing"] if plan.images == 0 else _of_run(manifest.get("run") or {})
+    lines.append(f"verified: {counts(verdict)}")
+    lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejected.collect(root)[:REASONS_SHOWN]]
+    lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
+    lines += [f"prove:    {python()} scripts/verify.py {root}"]
+    lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']
+    return "\n".join(lines)
+
+
+def _of_run(run: Mapping[str, Any]) -> list[str]:
+    """How fast it was, each rank's part of it, and what bound it."""
+    if not run.get("images_per_second"):
+        return []
+    rate = f"{run['images_per_second']:,.0f} images/s"
+    if run["waiting_share"] is not None:
+        rate += f", {run['waiting_share']:.0%} of the time waiting for data"
+    lines = [f"{run['images']:,} images in {run['wall_seconds']:,.1f} s ({rate})"]
+    if len(run["by_rank"]) > 1:
+        lines += [f"  {line}" for line in align(rank_table(run["by_rank"]))]
+    return lines + ([f"verdict:  {run['verdict']}"] if run["verdict"] else [])
+
+
+def rank_table(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row of cells a rank, under a header; columns of which nothing is known are left out."""
+    known = [column for column in RANK_COLUMNS if any(rank[column] is not None for rank in ranks)]
+    header = tuple(RANK_COLUMNS[column][0] for column in known)
+    return [header, *(tuple(_cell(rank[column], RANK_COLUMNS[column][1]) for column in known) for rank in ranks)]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def counts(verdict: Verdict) -> str:
+    """What an output holds, as a sum."""
+    shape = f" of width {verdict.width}, {verdict.dtype}" if verdict.width else ""
+    return (
+        f"{verdict.images:,} images in {_plural(verdict.shards, 'shard')} = "
+        f"{verdict.rows:,} embeddings{shape} + {_plural(verdict.rejects, 'reject')}"
+    )
+
+
+def describe_model(manifest: Mapping[str, Any]) -> str:
+    """The model of an output, in a line."""
+    model = manifest["model"]
+    adapter = f"{shown(model['adapter'])} ({describe_adapter(model['lora'])})" if model["lora"] else "no adapter"
+    return f"{shown(model['base'])} + {adapter}"
+
+
+def shown(name: str | None) -> str:
+    """A model's name for people: a path below the current folder without the way to it."""
+    path, here = Path(name or ""), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(name)
+
+
+def describe_adapter(lora: Mapping[str, Any]) -> str:
+    """An adapter's kind, rank and reach."""
+    return f"{lora['kind']} rank {lora['rank']}, {lora['layers']} layers"

@@ -1,0 +1,1 @@
+"""An output looked at again beside its input: its pictures, and whether the two still agree."""

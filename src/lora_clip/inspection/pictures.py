@@ -1,0 +1,81 @@
+"""Pictures of embedded images, taken from the input again: nobody keeps a second copy of the collection."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from PIL import Image
+
+from lora_clip.errors import DataError, OutputError
+from lora_clip.output import provenance
+from lora_clip.pixels.decode import ImageError, decode
+from lora_clip.sources.base import Shard, Source, parse_image_key
+from lora_clip.sources.folder import FolderSource
+from lora_clip.sources.tar import TarSource
+from lora_clip.types import RawSample, WorkRange
+
+THUMBNAIL_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of an output's input shards, each found by its identity (shard, position)."""
+
+    shards: Mapping[int, Shard]
+    image_keys: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, root: Path) -> Self:
+        """The pictures of the output in `root`. Raises OutputError where it is none."""
+        fingerprint = provenance.read_fingerprint(root)
+        if fingerprint is None:
+            raise OutputError(
+                f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job"
+            )
+        lines = ({key: item for key, item in line.items() if key != "wanted"} for line in provenance.read_inputs(root))
+        shards = map(Shard.from_json, lines)
+        return cls({shard.id: shard for shard in shards}, parse_image_key(fingerprint["image_key"]))
+
+    def sample(self, shard: int, position: int) -> RawSample:
+        """The image as it lies in the input. Raises DataError where it is not there any more."""
+        if shard not in self.shards:
+            raise DataError(f"shard {shard} is not in the input")
+        found = self.shards[shard]
+        source: Source = FolderSource(found.path, self.image_keys)
+        if found.files is None:
+            source = TarSource(found.path, self.image_keys)
+        for sample in source.read(found, WorkRange(shard, position, position + 1)):
+            return sample
+        raise DataError(f"{found.path} has no image at position {position} any more")
+
+    def image(self, shard: int, position: int, key: str | None = None) -> Image.Image:
+        """The decoded image, RGB; with `key` only if the one that stands there still has that key.
+
+        Raises DataError or ImageError.
+        """
+        sample = self.sample(shard, position)
+        if sample.damage is not None:
+            raise ImageError(sample.damage)
+        if key is not None and sample.key != key:
+            raise DataError(f"{sample.path} stands where {key} was when it was embedded")
+        return Image.fromarray(decode(sample.image).numpy())
+
+    def thumbnail(self, shard: int, position: int, pixels: int, key: str | None = None) -> bytes | None:
+        """The image as a JPEG file of at most `pixels` a side, or None where there is none to be had."""
+        with suppress(ImageError, DataError, OSError):
+            return shrunk(self.image(shard, position, key), pixels)
+        return None
+
+
+def shrunk(image: Image.Image, pixels: int) -> bytes:
+    """An RGB image as a JPEG file of at most `pixels` a side."""
+    small = image.copy()
+    small.thumbnail((pixels, pixels))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=THUMBNAIL_QUALITY)
+    return file.getvalue()

@@ -1,0 +1,53 @@
+"""An output against its input, long after the job: what `scripts/verify.py` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_clip.errors import DataError, OutputError
+from lora_clip.output import provenance
+from lora_clip.output.manifest import read_manifest
+from lora_clip.output.verify import Verdict, verify
+from lora_clip.sources.base import Shard, parse_image_key
+from lora_clip.sources.tar import scan
+
+
+def recheck(root: Path) -> tuple[Verdict, list[str]]:
+    """Verify an output completely, and count its input anew where it can be read; notes say where it could not.
+
+    Raises OutputError where `root` holds no output.
+    """
+    fingerprint = provenance.read_fingerprint(root)
+    if fingerprint is None:
+        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
+    records = provenance.read_inputs(root)
+    verdict = verify(root, {line["id"]: line["wanted"] for line in records})
+    if read_manifest(root) is None:
+        verdict.problems.append("there is no manifest.json: no run has come to its end")
+    problems, notes = compare_inputs(records, fingerprint.get("image_key"))
+    verdict.problems += problems
+    return verdict, notes
+
+
+def compare_inputs(records: Sequence[Mapping[str, Any]], image_key: Any) -> tuple[list[str], list[str]]:
+    """Problems (an input shard is not what was embedded) and notes (it cannot be read any more)."""
+    problems, notes = [], []
+    for line in records:
+        shard = Shard.from_json({key: value for key, value in line.items() if key != "wanted"})
+        try:
+            if changed := _change(shard, image_key):
+                problems.append(f"shard {shard.id}: {shard.path} {changed}")
+        except DataError as error:
+            notes.append(f"note: {error}; compared with what was recorded of it")
+    return problems, notes
+
+
+def _change(shard: Shard, image_key: Any) -> str | None:
+    if shard.files is not None:
+        gone = sum(not Path(shard.path, name).exists() for name in shard.files)
+        return f"has lost {gone} of {shard.images} files" if gone else None
+    now = scan(shard.id, shard.path, parse_image_key(image_key))
+    same = now.digest == shard.digest
+    return None if same else f"has {now.images} images now, or others; {shard.images} were embedded"

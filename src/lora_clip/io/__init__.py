@@ -1,0 +1,1 @@
+"""Files: replaced durably, locked, read by ranges."""

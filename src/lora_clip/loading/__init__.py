@@ -1,0 +1,1 @@
+"""Work ranges, worker processes and the batches they make."""

@@ -1,0 +1,85 @@
+"""Pixel buffers shared by worker processes and the main process, made once: a fresh one a batch costs page faults.
+
+Anonymous memory, inherited by fork: the size of /dev/shm, 64 MB in many containers, does not matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import multiprocessing
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from lora_clip.types import ImageRow, PixelBatch, Reject, WorkRange
+
+_rings: WeakValueDictionary[int, Ring] = WeakValueDictionary()
+"""By number: what a batch that comes from a worker says of where its pixels lie."""
+_numbers = itertools.count()
+
+
+class Ring:
+    """`slots` buffers of `shape` uint8 for each worker, who fills them in turn; one is free again once released."""
+
+    def __init__(self, workers: int, slots: int, shape: tuple[int, ...]) -> None:
+        self.number = next(_numbers)
+        self._free = [multiprocessing.get_context("fork").Semaphore(slots) for _ in range(workers)]
+        memory = mmap.mmap(-1, workers * slots * prod(shape))
+        self._pixels_WSBCHW = torch.frombuffer(memory, dtype=torch.uint8).view(workers, slots, *shape)
+        self._next = 0
+        _rings[self.number] = self
+
+    def take(self, worker: int) -> tuple[torch.Tensor, Slot]:
+        """The worker's next buffer (B, C, H, W), as soon as it is free; its content is what it held before."""
+        self._free[worker].acquire()
+        index, self._next = self._next, (self._next + 1) % self._pixels_WSBCHW.shape[1]
+        return self._pixels_WSBCHW[worker, index], Slot(self.number, worker, index)
+
+    def pixels(self, slot: Slot) -> torch.Tensor:
+        """The buffer of a slot."""
+        return self._pixels_WSBCHW[slot.worker, slot.index]
+
+    def release(self, slot: Slot) -> None:
+        """Let the worker fill the buffer again. A worker's buffers must be released in the order they were taken."""
+        self._free[slot.worker].release()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a batch's pixels lie."""
+
+    ring: int
+    worker: int
+    index: int
+
+
+@dataclass(slots=True)
+class SharedBatch(PixelBatch):
+    """A PixelBatch whose pixels stay where they are when it goes from a worker to the main process."""
+
+    slot: Slot | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert self.slot is not None
+        return _arrive, (self.slot, self.rows, self.rejects, self.work, self.last, self.seconds)
+
+    def pin_memory(self) -> PixelBatch:
+        """The same batch in page-locked memory; the buffer is free."""
+        pinned = PixelBatch(self.pixels_BCHW.pin_memory(), self.rows, self.rejects, self.work, self.last, self.seconds)
+        self.release()
+        return pinned
+
+    def release(self) -> None:
+        """Let the worker have the buffer again."""
+        assert self.slot is not None
+        _rings[self.slot.ring].release(self.slot)
+
+
+def _arrive(
+    slot: Slot, rows: list[ImageRow], rejects: list[Reject], work: WorkRange, last: bool, seconds: dict[str, float]
+) -> SharedBatch:
+    return SharedBatch(_rings[slot.ring].pixels(slot), rows, rejects, work, last, seconds, slot)

@@ -1,1 +1,0 @@
-"""Pixels to embeddings: base CLIP + LoRA adapter, loaded, checked and merged."""

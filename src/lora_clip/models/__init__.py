@@ -1,0 +1,1 @@
+"""Pixels and texts to embeddings, by a base model with its adapter merged."""

@@ -1,0 +1,168 @@
+"""What every rank does, counted while it runs, and all ranks in one view.
+
+The loop itself only reads clocks and adds. A thread of each rank looks at the counts twice a second, asks the machine,
+and writes the rank's row of the shared file and its timeline; rank 0's thread shows what all rows say.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lora_clip.models.adapters import AdapterSummary
+from lora_clip.monitor import timeline
+from lora_clip.monitor.bar import INTERVAL, Bar
+from lora_clip.monitor.meter import Machine, Meter
+from lora_clip.monitor.processes import Processes
+from lora_clip.monitor.progress import Counters, Progress
+from lora_clip.monitor.timeline import Timeline
+from lora_clip.types import EmbeddedBatch, PixelBatch
+
+
+class Monitor(Callback):
+    """Counts what its rank does; on rank 0, shows the progress of all."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.root = output_dir
+        self.progress = Progress(output_dir)
+        self.machine: Machine | None = None
+        self.opening: Callable[[AdapterSummary | None], str] | None = None
+        self._writer: Any = None
+        self._processes: Processes | None = None
+        self._meter: Meter | None = None
+        self._watch: Watch | None = None
+        self._bar: Bar | None = None
+
+    def around(self, writer: Callback) -> list[Callback]:
+        """The callbacks of a run: on both sides of the writer, so that being held up by it is told from waiting."""
+        self._writer = writer
+        return [self, writer, _Behind(self)]
+
+    def clear(self, timelines: bool) -> None:
+        """Forget an earlier run's counters, and its timelines where there will be new ones; before any rank begins."""
+        self.progress.clear()
+        if timelines:
+            timeline.clear(self.root)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look at the processes before the workers are started."""
+        self._processes = Processes()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what will be done, start the clock, the bar and the watch."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.machine = Machine.under(trainer)
+        if trainer.is_global_zero:
+            if self.opening is not None:
+                print(self.opening(pl_module.adapter_summary), flush=True)  # type: ignore[arg-type]
+            self._bar = Bar(data.plan.images)
+        assert self._processes is not None
+        self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
+        line = Timeline(self.root, trainer.global_rank, data.num_workers) if data.plan.images else None
+        self._watch = Watch(trainer.global_rank, trainer.world_size, self._meter, self.progress, line, self._bar)
+        self._watch.start()
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """The batch is here."""
+        assert self._meter is not None
+        self._meter.stopwatch.batch_came()
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: EmbeddedBatch, batch: PixelBatch, *_: Any
+    ) -> None:
+        """The model is through with it; the writer comes next."""
+        assert self._meter is not None
+        self._meter.stopwatch.batch_left()
+        self._meter.count(batch)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All batches are through; the writer finishes next."""
+        assert self._meter is not None
+        self._meter.stopwatch.last_batch_left()
+
+    def batch_taken(self) -> None:
+        """The writer has the batch."""
+        assert self._meter is not None
+        self._meter.stopwatch.batch_taken()
+
+    def end(self) -> None:
+        """Everything is written: tell the final figures."""
+        assert self._meter is not None and self._watch is not None
+        self._meter.stopwatch.finish()
+        self._watch.end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the bar where it is."""
+        if self._watch is not None:
+            self._watch.stop()
+        self.close()
+
+    def finish(self) -> list[Counters]:
+        """The final figures of all ranks; for rank 0, after all have ended."""
+        ranks = self.progress.read()
+        if self._bar is not None:
+            self._bar.show(ranks)
+        self.close()
+        self.progress.clear()
+        return ranks
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Behind(Callback):
+    """Tells a monitor when the writer has had its turn."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self._monitor.batch_taken()
+
+    def on_predict_end(self, *_: Any) -> None:
+        self._monitor.end()
+
+
+class Watch(threading.Thread):
+    """Reads a rank's meter now and then, and tells the file of all ranks, the rank's timeline, and the bar."""
+
+    def __init__(
+        self, rank: int, ranks: int, meter: Meter, progress: Progress, line: Timeline | None, bar: Bar | None
+    ) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._rank, self._ranks = rank, ranks
+        self._meter, self._progress, self._line, self._bar = meter, progress, line, bar
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Look until it is stopped."""
+        while not self._stopped.wait(INTERVAL):
+            self._look()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join()
+
+    def end(self) -> None:
+        """Look for the last time."""
+        self.stop()
+        self._look(ended=True)
+
+    def _look(self, ended: bool = False) -> None:
+        counters = self._meter.read(ended)
+        with suppress(OSError):  # a full disk is the writer's to tell
+            self._progress.write(self._rank, counters)
+            if self._line is not None and (ended or self._line.due(counters)):
+                self._line.write(counters)
+            if self._bar is not None:
+                self._bar.show(self._progress.read(self._ranks))

@@ -1,0 +1,66 @@
+"""What an output directory says of itself: which model and preprocessing it holds, and which input it is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_clip.errors import OutputError
+from lora_clip.io.atomic import write_text
+
+Fingerprint = Mapping[str, Any]
+
+
+def read_fingerprint(root: Path) -> dict[str, Any] | None:
+    """The fingerprint that the directory was begun with, or None for a directory that holds no output."""
+    path = root / "fingerprint.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise OutputError(
+            f"{path} is not JSON ({error}): this is not a sound output; use another output_dir"
+        ) from error
+
+
+def write_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
+    """Record, before the first embedding is written, what the directory will hold."""
+    write_text(root / "fingerprint.json", json.dumps(fingerprint, indent=2) + "\n")
+
+
+def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
+    """Raises OutputError, naming the differences, where the directory holds embeddings of another kind."""
+    found = read_fingerprint(root)
+    if found is None or found == wanted:
+        return
+    before, now = dict(_flatten(found)), dict(_flatten(wanted))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    lines = [f"  {key}: {before.get(key)} there, {now.get(key)} wanted" for key in changed]
+    raise OutputError(
+        f"{root} holds embeddings of another kind, and one directory holds one kind:\n"
+        + "\n".join(lines)
+        + "\nGive another output_dir, or resume=false to discard what is there"
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def write_inputs(root: Path, shards: Iterable[Mapping[str, Any]]) -> None:
+    """Record the shards' ids, names and shapes: ids stay with their shards in later runs, and verify counts by them."""
+    write_text(root / "inputs.jsonl", "".join(json.dumps(shard) + "\n" for shard in shards))
+
+
+def read_inputs(root: Path) -> list[dict[str, Any]]:
+    """The shards of earlier runs, as `write_inputs` recorded them; none for a fresh directory."""
+    path = root / "inputs.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged ({error}): use another output_dir, or resume=false") from error

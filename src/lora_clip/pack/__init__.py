@@ -1,0 +1,1 @@
+"""A folder tree of images into WebDataset shards."""

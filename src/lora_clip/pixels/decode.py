@@ -1,0 +1,168 @@
+"""Image bytes to uint8 pixels, by the preprocessing spec that the checkpoint came with.
+
+The same steps as transformers' CLIPImageProcessor (resize the shortest edge, crop the centre), on libjpeg-turbo and
+torch's uint8 antialiased resize; Pillow decodes everything that is not an ordinary JPEG. Normalisation is the model's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from functools import cache
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.nn import functional
+
+from lora_clip.types import PreprocessSpec
+
+MAX_PIXELS = 2 * 89_478_485
+"""Larger images are refused before decoding, as Pillow refuses them (DecompressionBombError)."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF", "HEIF", "JXL", "TGA")
+"""What Pillow may open, where it can. Not EPS: Pillow would run Ghostscript on it, whatever the file's name."""
+
+MOST_WORDS = 300
+
+EXACT, FAST = DECODINGS = ("exact", "fast")
+OVERSAMPLING = 2
+"""How many pixels a scaled decode leaves, along an edge, for one of the resized image."""
+
+
+class ImageError(ValueError):
+    """An image that cannot become pixels, with the reason; it costs one reject."""
+
+
+def prepare(data: bytes, spec: PreprocessSpec, out_CHW: torch.Tensor, decoding: str = EXACT) -> tuple[int, int]:
+    """Image bytes into their place in a batch, uint8 (C, crop height, crop width); returns the image's (height, width).
+
+    With `fast` a JPEG much larger than the model's input is decoded at a part of its size, which libjpeg does by
+    transforming fewer coefficients of each block. Raises ImageError.
+    """
+    least = (0, 0) if decoding == EXACT else enough(spec.resize)
+    pixels_HWC, size = _decode(data, least)
+    fit(torch.from_numpy(pixels_HWC), spec, out_CHW, size)
+    return size
+
+
+def enough(resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """The (height, width) from which on more pixels change the resized image very little; (0, 0): all are wanted."""
+    if resize is None:
+        return 0, 0
+    height, width = resize if isinstance(resize, tuple) else (resize, resize)
+    return OVERSAMPLING * height, OVERSAMPLING * width
+
+
+def decode(data: bytes) -> torch.Tensor:
+    """Image bytes as RGB pixels (H, W, C) uint8 of the image's own size; an animation's first frame.
+
+    Raises ImageError for bytes that are empty, truncated, not an image, or larger than MAX_PIXELS.
+    """
+    return torch.from_numpy(_decode(data, (0, 0))[0])
+
+
+def _decode(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The pixels, and the image's own (height, width); of a JPEG maybe fewer pixels, but not fewer than `least`."""
+    if not data:
+        raise ImageError("empty file")
+    if data[:2] == b"\xff\xd8" and (decoded := _decode_jpeg(data, least)) is not None:
+        return decoded
+    pixels_HWC = _decode_any(data)
+    return pixels_HWC, (pixels_HWC.shape[0], pixels_HWC.shape[1])
+
+
+def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """An ordinary JPEG's pixels and size, or None where Pillow should try: CMYK, damaged, unusual."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
+            return None
+        scaled = {"min_height": least[0], "min_width": least[1], "min_factor": 2} if any(least) else {}
+        return simplejpeg.decode_jpeg(data, "RGB", **scaled), (height, width)
+    except ValueError:
+        return None
+
+
+def _decode_any(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+                _check_size(image.width, image.height)
+                return np.array(image.convert("RGB"))
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageError(f"not an image of a format that is read; it begins with {data[:16]!r}") from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(f"decompression bomb: {error}") from error
+        except Exception as error:  # a decoder meets hostile bytes here, and every failure is this one image's
+            raise ImageError(f"damaged image: {_words(error)}") from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels are more than the {MAX_PIXELS} allowed")
+    if width < 1 or height < 1:
+        raise ImageError(f"{width}x{height} pixels: there is nothing to see")
+
+
+def _words(error: Exception) -> str:
+    """What an error says, the same in every run: without the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")[:MOST_WORDS]
+
+
+def fit(
+    pixels_HWC: torch.Tensor, spec: PreprocessSpec, out_CHW: torch.Tensor, own: tuple[int, int] | None = None
+) -> None:
+    """Resize and crop one image into its place in a batch: (H, W, C) uint8 to (C, crop height, crop width) uint8.
+
+    `own` is the image's own (height, width) where it was not decoded at that size. Raises ImageError where the resized
+    image, of an extreme aspect ratio, would exceed MAX_PIXELS.
+    """
+    pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
+    height, width = own or (pixels_HWC.shape[0], pixels_HWC.shape[1])
+    size = _target_size(height, width, spec.resize)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels would be resized to {size[1]}x{size[0]}")
+    if size != (pixels_HWC.shape[0], pixels_HWC.shape[1]):
+        pixels_1CHW = functional.interpolate(pixels_1CHW, size, mode=spec.interpolation, antialias=True)
+    _crop(pixels_1CHW[0], spec.crop, out_CHW)
+
+
+def _target_size(height: int, width: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) after resizing; the long side is rounded down, as transformers' own resizing does."""
+    if resize is None:
+        return height, width
+    if isinstance(resize, tuple):
+        return resize
+    if height <= width:
+        return resize, int(resize * width / height)
+    return int(resize * height / width), resize
+
+
+def _crop(pixels_CHW: torch.Tensor, crop: tuple[int, int], out_CHW: torch.Tensor) -> None:
+    """The centre of the image; where the crop is larger than the image, black fills the rest."""
+    height, width = pixels_CHW.shape[1:]
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    if top >= 0 and left >= 0:
+        out_CHW.copy_(pixels_CHW[:, top : top + crop[0], left : left + crop[1]])
+        return
+    out_CHW.zero_()
+    rows, columns = slice(max(0, top), top + crop[0]), slice(max(0, left), left + crop[1])
+    source = pixels_CHW[:, rows, columns]
+    at_top, at_left = _pad(height, crop[0]), _pad(width, crop[1])
+    out_CHW[:, at_top : at_top + source.shape[1], at_left : at_left + source.shape[2]] = source
+
+
+def _pad(size: int, crop: int) -> int:
+    return max(0, -((size - crop) // 2)) if size < crop else 0

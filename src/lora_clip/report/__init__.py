@@ -1,0 +1,1 @@
+"""Pages for people: templates, charts, and what goes into them."""

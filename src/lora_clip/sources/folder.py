@@ -1,0 +1,135 @@
+"""Images in a tree of files, cut into shards of a fixed number of files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lora_clip.errors import DataError
+from lora_clip.sources.base import Shard
+from lora_clip.sources.names import EXTRA_EXTENSIONS, image_name, webdataset_extension
+from lora_clip.types import RawSample, WorkRange
+
+IMAGES_PER_SHARD = 1000
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+class UnreadableError(Exception):
+    """A file that is not there, or not to be read, whoever tries again."""
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A tree of image files; captions and metadata are the `.txt` and `.json` files beside them."""
+
+    folder: str
+    image_keys: tuple[str, ...] | None = None
+
+    def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
+        """The shards of earlier runs as they were, then new files, sorted by path, a thousand a shard."""
+        root = str(Path(self.folder).expanduser().absolute())
+        if not Path(root).is_dir():
+            raise DataError(f"data.folder={self.folder}: {'not a folder' if Path(root).exists() else 'no such folder'}")
+        mine = [shard for shard in known if shard.path == root]
+        yield from mine
+        seen = {name for shard in mine for name in shard.files or ()}
+        taken, left_out = self._images(root)
+        fresh = iter(sorted(set(taken) - seen))
+        shard_id = max((shard.id for shard in known), default=-1) + 1
+        while files := tuple(islice(fresh, IMAGES_PER_SHARD)):
+            yield self._shard(shard_id, root, files, left_out)
+            shard_id, left_out = shard_id + 1, Counter()
+
+    def _images(self, root: str) -> tuple[list[str], Counter[str]]:
+        taken: list[str] = []
+        left_out: Counter[str] = Counter()
+        for name in walk(root):
+            if image_name(name, self.image_keys) is not None:
+                taken.append(name)
+            elif image_name(name) is not None:
+                left_out[webdataset_extension(name)] += 1
+        return taken, left_out
+
+    def _shard(self, shard_id: int, root: str, files: Sequence[str], left_out: Counter[str]) -> Shard:
+        sizes = [_size(root, name) for name in files]
+        listing = "".join(f"{name}\0{size}\0" for name, size in zip(files, sizes, strict=True))
+        digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+        extensions = Counter(webdataset_extension(name) for name in files)
+        return Shard(
+            shard_id, root, len(files), sum(sizes), digest, extensions=extensions, left_out=left_out, files=files
+        )
+
+    def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
+        """The files at the part's positions, with their captions and metadata.
+
+        A file that is gone or not readable is a damaged sample; another I/O error is a DataError: run again.
+        """
+        assert shard.files is not None
+        for position in range(work.start, work.stop):
+            name = shard.files[position]
+            named = image_name(name, self.image_keys)
+            key = named.key if named else name
+            path = f"{shard.path}/{name}"
+            try:
+                image = _read_file(path)
+            except UnreadableError as error:
+                yield RawSample(shard.id, position, key, path, b"", damage=f"cannot be read: {error}")
+                continue
+            yield RawSample(shard.id, position, key, path, image, _extras(shard.path, key))
+
+
+def _extras(root: str, key: str) -> dict[str, bytes]:
+    extras = {}
+    for extension in sorted(EXTRA_EXTENSIONS):
+        try:
+            extras[extension] = _read_file(f"{root}/{key}.{extension}")
+        except UnreadableError:
+            continue
+    return extras
+
+
+def _read_file(path: str) -> bytes:
+    """A regular file's bytes; a pipe is never opened, since that would wait for ever.
+
+    Raises UnreadableError where there is no such file, DataError for an I/O error, which another try may not meet.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise UnreadableError("not a regular file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        if error.errno in LASTING:
+            raise UnreadableError(error.strerror) from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _size(root: str, name: str) -> int:
+    try:
+        return Path(root, name).stat().st_size
+    except OSError:
+        return 0
+
+
+def walk(root: str) -> Iterator[str]:
+    """The paths of all files below `root`, relative to it; linked folders are followed, each real folder once.
+
+    Folders come in sorted order, so that a folder with two names is always found under the same one.
+    """
+    visited: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()
+        relative = os.path.relpath(folder, root)
+        prefix = "" if relative == "." else f"{relative}/"
+        yield from (prefix + name for name in names)

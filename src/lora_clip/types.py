@@ -1,0 +1,126 @@
+"""What passes from one stage of the job to the next.
+
+Legend of shapes, used as suffixes of tensor names everywhere:
+    B  images in a batch (fixed: the last batch of a work range is padded)
+    N  images in a range or shard
+    C  colour channels, 3 (RGB)
+    H, W  the model's image size in pixels
+    D  width of an embedding
+
+An image's identity is (shard, position): the shard's id and the image's ordinal in the shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+
+
+class WorkRange(NamedTuple):
+    """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """One image as it lies in the input: undecoded bytes and the files that share its key.
+
+    `path` names the image for people; `extras` maps an extension (`txt`, `json`) to that file's bytes.
+    `damage` is set in place of `image` where the source could not deliver the bytes, and says why.
+    """
+
+    shard: int
+    position: int
+    key: str
+    path: str
+    image: bytes
+    extras: Mapping[str, bytes] = field(default_factory=dict)
+    damage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """What is recorded of an embedded image besides its embedding; width and height are the original's, in pixels."""
+
+    image_path: str
+    key: str
+    shard: int
+    position: int
+    width: int
+    height: int
+    caption: str | None
+    url: str | None
+    metadata: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """An image that could not be embedded: at which `stage` (read, decode, encode) and why."""
+
+    shard: int
+    position: int
+    key: str
+    stage: str
+    error: str
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How pixels are made: resize (shortest edge, or height and width), centre crop, then (x * scale - mean) / std.
+
+    Sizes in pixels; `resize` None leaves the size as it is. `interpolation` is `bilinear` or `bicubic`.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int]
+    interpolation: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as plain JSON values, for the fingerprint."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(slots=True)
+class PixelBatch:
+    """Some images of one work range, decoded: `pixels_BCHW` uint8, of which the first `len(rows)` are images.
+
+    `last` marks the end of the range; `seconds` is the worker time spent on the batch, by stage.
+    """
+
+    pixels_BCHW: torch.Tensor
+    rows: list[ImageRow]
+    rejects: list[Reject]
+    work: WorkRange
+    last: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> PixelBatch:
+        """The same batch with its pixels on `device`; Lightning calls this to move a batch."""
+        return replace(self, pixels_BCHW=self.pixels_BCHW.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PixelBatch:
+        """The same batch with its pixels in page-locked memory; the DataLoader calls this."""
+        return replace(self, pixels_BCHW=self.pixels_BCHW.pin_memory())
+
+    def release(self) -> None:
+        """Say that the pixels were read and their memory may be used again."""
+
+
+@dataclass(slots=True)
+class EmbeddedBatch:
+    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included."""
+
+    embeddings_BD: torch.Tensor
+    rows: list[ImageRow]
+    rejects: list[Reject]
+    work: WorkRange
+    last: bool

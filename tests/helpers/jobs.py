@@ -1,0 +1,392 @@
+"""Whole jobs in real processes, for the tests: start them, kill them, and look at what they left.
+
+A job is started cold (`python predict.py …`, torchrun), or by `nursery()`, a process that has done the imports already
+and forks: processes like any other, without the seconds that the imports take.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from helpers.images import jpeg, png, write_tar
+
+PROJECT = Path(__file__).parents[2]
+PREDICT = PROJECT / "predict.py"
+PATIENCE = 60.0
+"""Seconds after which a job hangs."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NURSERY = """
+import json, os, runpy, signal, sys
+import torch, lightning.pytorch, transformers, peft, hydra, webdataset, pyarrow.parquet, simplejpeg
+import lora_clip.app.job
+
+def predict(order):
+    sys.argv = order["arguments"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+    os._exit(99)
+
+def launch(order):
+    shape = {"WORLD_SIZE": order["ranks"], "LOCAL_WORLD_SIZE": order["ranks"], "MASTER_PORT": order["port"]}
+    ranks = {}
+    for rank in range(order["ranks"]):
+        if not (pid := os.fork()):
+            more = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "tests"}
+            more |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, **shape}
+            os.environ.update({key: str(value) for key, value in more.items()})
+            predict(order)
+        ranks[pid] = rank
+    first = 0
+    while ranks:
+        pid, status = os.wait()
+        del ranks[pid]
+        if status and not first:
+            first = os.waitstatus_to_exitcode(status)
+            for pid in ranks:
+                os.kill(pid, signal.SIGTERM)
+    os._exit(first if first >= 0 else 128 - first)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if not (pid := os.fork()):
+        os.setsid()
+        for stream, path in ((1, order["stdout"]), (2, order["stderr"])):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(order["folder"])
+        launch(order) if order["ranks"] > 1 else predict(order)
+    print(pid, flush=True)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+"""Forks jobs; for several ranks it does what torchrun does: sets the variables, and ends all ranks when one fails."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    def expect(self, status: int = 0) -> Outcome:
+        """Itself, if that is its exit status."""
+        assert self.status == status, f"exit status {self.status}\n{self.stdout}\n{self.stderr}"
+        return self
+
+
+class Job:
+    """A running job, with the files that its output goes to; `pid` leads a session of its own."""
+
+    def __init__(self, pid: int, wait: Callable[[float], int], logs: Path) -> None:
+        self.pid, self._wait, self._logs = pid, wait, logs
+        self._started = time.monotonic()
+
+    def wait(self, seconds: float = PATIENCE) -> Outcome:
+        """Wait for its end; a job that does not end is killed, and fails the test."""
+        try:
+            status = self._wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.signal_all(signal.SIGKILL)
+            raise AssertionError(f"still running after {seconds} s:\n{self.stderr}") from None
+        return Outcome(status, self.stdout, self.stderr, time.monotonic() - self._started)
+
+    @property
+    def stdout(self) -> str:
+        return (self._logs / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self._logs / "stderr").read_text()
+
+    def members(self) -> list[psutil.Process]:
+        """All its living processes: ranks and workers, orphans and those in other sessions (torchrun's ranks) too."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                mine = os.getsid(process.pid) == self.pid or process.environ().get("JOB") == str(self._logs)
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """Its rank processes, by local rank: those that run predict.py and are not workers of another."""
+        found = {}
+        members = {process.pid: process for process in self.members()}
+        for pid, process in members.items():
+            with contextlib.suppress(psutil.Error):
+                rank = process.environ().get("LOCAL_RANK", "0")
+                parent = members.get(process.ppid())
+                worker = parent is not None and is_predict(parent) and parent.environ().get("LOCAL_RANK", "0") == rank
+                if is_predict(process) and not worker:
+                    found[int(rank)] = members[pid]
+        return found
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to all its processes, as the terminal does for Ctrl-C."""
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+
+    def gone(self, seconds: float = 15) -> bool:
+        """Whether all its processes end within some time."""
+        return wait_for(lambda: not self.members(), seconds)
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def is_predict(process: psutil.Process) -> bool:
+    """Whether the process runs predict.py itself, rather than a launcher that runs it."""
+    line = process.cmdline()
+    return any(word.endswith("predict.py") for word in line[1:3])
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.02) -> bool:
+    """Whether a condition becomes true within some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(pause)
+    return bool(condition())
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A user's environment, with one thread a rank: the same bytes are promised at one thread count."""
+    clean = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    return clean | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"} | more
+
+
+def command(overrides: Sequence[object], ranks: int, launcher: str) -> list[str]:
+    """What a user types, for the CPU."""
+    typed = list(map(str, overrides))
+    cpu = [] if any(override.startswith("trainer.accelerator=") for override in typed) else ["trainer.accelerator=cpu"]
+    line = [str(PREDICT), *typed, *cpu]
+    if launcher == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *line]
+    return [sys.executable, *line, *([f"trainer.devices={ranks}"] if ranks > 1 else [])]
+
+
+def start(
+    *overrides: object, ranks: int = 1, launcher: str = "python", folder: Path | None = None,
+    preexec: Callable[[], None] | None = None, **more: str,
+) -> Job:  # fmt: skip
+    """Start a job cold."""
+    logs = new_folder()
+    with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
+        process = subprocess.Popen(
+            command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
+            env=environment(JOB=str(logs), **more), start_new_session=True, preexec_fn=preexec,
+        )  # fmt: skip
+    return Job(process.pid, process.wait, logs)
+
+
+def predict(*overrides: object, **options: Any) -> Outcome:
+    """Run a job cold, to its end."""
+    return start(*overrides, **options).wait()
+
+
+class Nursery:
+    """A process with the imports done, that forks jobs, one after the other."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def start(self, *overrides: object, ranks: int = 1, folder: Path | None = None) -> Job:
+        """Start a job."""
+        assert self._process.stdin is not None
+        logs = new_folder()
+        paths = {name: str(logs / name) for name in ("stdout", "stderr")}
+        arguments = command(overrides, 1, "python")[1:]
+        order = {
+            "arguments": arguments,
+            "folder": str(folder or logs),
+            "ranks": ranks,
+            "port": free_port(),
+            **paths,
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        pid, started = int(self._answer()), time.monotonic()
+        return Job(pid, lambda seconds: self._status(pid, started + seconds), logs)
+
+    def _status(self, pid: int, end: float) -> int:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+            os.killpg(pid, signal.SIGKILL)
+        return int(self._answer())
+
+    def predict(self, *overrides: object, **options: Any) -> Outcome:
+        """Run a job to its end."""
+        return self.start(*overrides, **options).wait()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@cache
+def nursery() -> Nursery:
+    """The Nursery of this test session."""
+    opened = Nursery()
+    atexit.register(opened.close)
+    return opened
+
+
+@cache
+def session_folder() -> Path:
+    """A folder for the length of the test session."""
+    folder = Path(tempfile.mkdtemp(prefix="jobs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def new_folder() -> Path:
+    """An empty folder below it."""
+    return Path(tempfile.mkdtemp(dir=session_folder()))
+
+
+@cache
+def uninterrupted(*overrides: object) -> Path:
+    """The output of one rank that nothing disturbed, shared by the tests: to be compared with, not to be changed."""
+    folder = new_folder() / "output"
+    nursery().predict(f"output_dir={folder}", *overrides).expect(0)
+    return folder
+
+
+# --- What a job left ---------------------------------------------------------------------------------------------
+
+KINDS = ("img_emb", "metadata", "rejects")
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of the output that a reader sees."""
+    paths = [path for kind in KINDS for path in sorted((folder / kind).glob("**/*"))]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def everything(folder: Path) -> list[str]:
+    """The names of all files and folders below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def ledger(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """Each rank's committed lines."""
+    return {
+        int(path.stem.removeprefix("rank_")): [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted((folder / "ranks").glob("*.jsonl"))
+    }
+
+
+def committed(folder: Path) -> list[tuple[int, int]]:
+    """Every (shard, position) that some rank embedded, from the lines of pieces that were not assembled from others."""
+    lines = [line for found in ledger(folder).values() for line in found]
+    runs = [(line["shard"], line["start"], line["stop"]) for line in lines]
+    first_hand = [
+        (shard, start, stop)
+        for shard, start, stop in runs
+        if not any(
+            other[0] == shard and start <= other[1] and other[2] <= stop
+            for other in runs
+            if other != (shard, start, stop)
+        )
+    ]
+    return sorted((shard, position) for shard, start, stop in first_hand for position in range(start, stop))
+
+
+def identities(folder: Path) -> list[tuple[int, int]]:
+    """The (shard, position) of every row and every reject."""
+    found: list[tuple[int, int]] = []
+    for kind in ("metadata", "rejects"):
+        for path in sorted((folder / kind).glob("*.parquet")):
+            table = pq.read_table(path, columns=["shard", "position"]).to_pydict()
+            found += zip(table["shard"], table["position"], strict=True)
+    return sorted(found)
+
+
+def check_layout(folder: Path, rows: int, rejects: int = 0) -> None:
+    """Assert what clip-retrieval's readers need of img_emb/ and metadata/, and the numbers of rows and rejects."""
+    npys, parquets = sorted((folder / "img_emb").iterdir()), sorted((folder / "metadata").iterdir())
+    suffixes = [path.name.removeprefix("img_emb_").removesuffix(".npy") for path in npys]
+    assert suffixes == [path.name.removeprefix("metadata_").removesuffix(".parquet") for path in parquets]
+    assert all(len(suffix) == 6 and suffix.isdigit() for suffix in suffixes)
+    shapes, found = set(), 0
+    for npy, parquet in zip(npys, parquets, strict=True):
+        array = np.load(npy, allow_pickle=False)
+        assert array.ndim == 2 and len(array) > 0 and array.flags.c_contiguous
+        assert array.dtype.str in ("<f2", "<f4")
+        table = pq.read_table(parquet)
+        assert table.column_names[:2] == ["image_path", "key"] and len(table) == len(array)
+        assert np.abs(np.linalg.norm(array.astype(np.float32), axis=1) - 1).max() < 2e-3
+        shapes.add((array.shape[1], array.dtype.str))
+        found += len(array)
+    assert len(shapes) <= 1 and found == rows
+    tables = [pq.read_table(path) for path in sorted((folder / "rejects").glob("*"))]
+    assert all(len(table) for table in tables) and sum(map(len, tables)) == rejects
+    assert not (folder / "parts").exists()
+    assert not [name for name in everything(folder) if name.endswith(".tmp")]
+
+
+# --- Input -------------------------------------------------------------------------------------------------------
+
+
+def write_shard(path: Path, images: int, seed: int = 0, more: Mapping[str, bytes] | None = None) -> Path:
+    """A tar of so many small pictures, and more members after them."""
+    pictures = {f"{seed:03d}{number:05d}.jpg": jpeg(seed=1000 * seed + number) for number in range(images)}
+    return write_tar(path, pictures | dict(more or {}))
+
+
+def malformed() -> dict[str, bytes]:
+    """What is called an image in the wild and is none, by name."""
+    sound = jpeg(seed=7)
+    return {
+        "empty": b"",
+        "text": b"<html>404 Not Found</html>",
+        "head": sound[:20],
+        "noise": random.Random(0).randbytes(2000),
+        "png": png()[:60],
+        "zeros": bytes(3000),
+    }

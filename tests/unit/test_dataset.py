@@ -1,0 +1,266 @@
+"""datamodule: batches of one shape, every sample in one of them, from any number of workers."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from helpers.images import jpeg, png, tar_bytes, write_shards, write_tar
+from lora_clip.errors import DataError
+from lora_clip.loading.datamodule import PixelDataModule, PixelDataset, describe
+from lora_clip.loading.plan import Plan, make_plan, take_inventory
+from lora_clip.models.preprocess import parse_spec
+from lora_clip.pixels.decode import decode, fit
+from lora_clip.sources.tar import TarSource
+from lora_clip.types import PixelBatch, RawSample, WorkRange
+
+SPEC = parse_spec({"size": 16, "crop_size": 16})
+BROKEN = jpeg(64, 64)[:-300]
+
+
+def plan_of(source: TarSource, workers: int, batch_size: int, ranks: int = 1) -> Plan:
+    return make_plan(take_inventory(source), {}, ranks=ranks, workers=workers, batch_size=batch_size)
+
+
+def batches(folder: Path, batch_size: int, source: TarSource | None = None) -> list[PixelBatch]:
+    """The batches of one process without workers."""
+    source = source or TarSource(str(folder))
+    plan = plan_of(source, 0, batch_size)
+    return list(PixelDataset(source, SPEC, batch_size, plan.shards, plan.shares[0]))
+
+
+def pixels_of(data: bytes) -> torch.Tensor:
+    out_CHW = torch.zeros((3, *SPEC.crop), dtype=torch.uint8)
+    fit(decode(data), SPEC, out_CHW)
+    return out_CHW
+
+
+def test_batches_have_one_shape_and_hold_every_image_in_order(tmp_path: Path) -> None:
+    write_shards(tmp_path, [7, 0, 4], width=20, height=18)
+    found = batches(tmp_path, 3)
+    assert [tuple(batch.pixels_BCHW.shape) for batch in found] == [(3, 3, 16, 16)] * 5
+    assert {batch.pixels_BCHW.dtype for batch in found} == {torch.uint8}
+    assert [(batch.work, len(batch.rows), batch.last) for batch in found] == [
+        (WorkRange(0, 0, 7), 3, False),
+        (WorkRange(0, 0, 7), 3, False),
+        (WorkRange(0, 0, 7), 1, True),
+        (WorkRange(2, 0, 4), 3, False),
+        (WorkRange(2, 0, 4), 1, True),
+    ]
+    rows = [row for batch in found for row in batch.rows]
+    assert [(row.shard, row.position) for row in rows] == [(0, i) for i in range(7)] + [(2, i) for i in range(4)]
+    assert [(row.key, row.caption) for row in rows] == [(f"{i:06d}", f"picture {i}") for i in range(11)]
+    assert {(row.width, row.height) for row in rows} == {(20, 18)}
+    assert rows[8].image_path == f"{tmp_path}/00002.tar/000008.jpg"
+    for number, row in enumerate(rows):
+        batch, place = next((b, b.rows.index(row)) for b in found if row in b.rows)
+        assert torch.equal(batch.pixels_BCHW[place], pixels_of(jpeg(20, 18, number)))
+
+
+def test_what_cannot_be_read_or_decoded_is_a_reject_and_takes_no_place(tmp_path: Path) -> None:
+    members = {"a.jpg": jpeg(seed=1), "b.jpg": BROKEN, "c.jpg": b"", "d.png": png(seed=2), "e.jpg": b"<html>"}
+    data = tar_bytes(members) + b"\xaa" * 512
+    (tmp_path / "x.tar").write_bytes(data)
+    (batch,) = batches(tmp_path, 8)
+    assert [(row.position, row.key) for row in batch.rows] == [(0, "a"), (3, "d")]
+    assert torch.equal(batch.pixels_BCHW[0], pixels_of(members["a.jpg"]))
+    assert torch.equal(batch.pixels_BCHW[1], pixels_of(members["d.png"]))
+    assert not batch.pixels_BCHW[2:].any(), "padding is always the same"
+    assert [(reject.position, reject.key, reject.stage) for reject in batch.rejects] == [
+        (1, "b", "decode"),
+        (2, "c", "decode"),
+        (4, "e", "decode"),
+        (5, "", "read"),
+    ]
+    for reject, reason in zip(batch.rejects, ["truncated", "empty file", "<html>", "damaged tar"], strict=True):
+        assert reason in reject.error
+
+
+def test_a_batch_of_rejects_alone_still_comes(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {f"{i}.jpg": b"no" for i in range(5)})
+    found = batches(tmp_path, 2)
+    assert [(len(batch.rows), len(batch.rejects), batch.last) for batch in found] == [
+        (0, 2, False),
+        (0, 2, False),
+        (0, 1, True),
+    ]
+
+
+def row(extras: Mapping[str, bytes], key: str = "k", path: str = "p") -> Any:
+    return describe(RawSample(3, 4, key, path, b"", extras), width=5, height=6)
+
+
+@pytest.mark.parametrize(
+    ("extras", "caption", "url"),
+    [
+        ({}, None, None),
+        ({"txt": b" a cat\n"}, "a cat", None),
+        ({"txt": b"\xef\xbb\xbfwith a mark"}, "with a mark", None),
+        ({"txt": b"", "json": b'{"caption": "from json"}'}, "from json", None),
+        ({"txt": b"txt", "json": b'{"caption": "json", "url": "http://u"}'}, "txt", "http://u"),
+        ({"json": b'\xef\xbb\xbf{"caption": "marked"}'}, "marked", None),
+        ({"txt": b"latin \xe9"}, "latin \ufffd", None),
+        ({"txt": b"nul \0 byte"}, "nul \0 byte", None),
+        ({"txt": b"<script>"}, "<script>", None),
+        ({"json": b'{"caption": "lone \\ud800"}'}, "lone ?", None),
+        ({"json": b'{"caption": ["no text"], "url": 5}'}, None, None),
+        ({"json": b"[1, 2]"}, None, None),
+        ({"json": b"{"}, None, None),
+        ({"json": b"[" * 100_000}, None, None),
+        ({"json": b'{"n": ' + b"9" * 5000 + b"}"}, None, None),
+    ],
+)
+def test_captions_and_metadata_are_text_whatever_they_hold(
+    extras: Mapping[str, bytes], caption: str | None, url: str | None
+) -> None:
+    found = row(extras)
+    assert (found.caption, found.url) == (caption, url)
+    for text in (found.caption, found.url, found.metadata):
+        assert text is None or text.encode()
+    assert (found.metadata is None) == ("json" not in extras)
+
+
+def test_a_huge_caption_and_names_that_are_not_utf8_are_kept_as_far_as_text_goes() -> None:
+    found = row({"txt": b"long " * 2_000_000}, key="\udcff", path="/x/\udcff\ud800.jpg")
+    assert len(str(found.caption)) == 10_000_000 - 1
+    assert (found.key, found.image_path) == ("?", "/x/??.jpg")
+    assert (found.shard, found.position, found.width, found.height) == (3, 4, 5, 6)
+
+
+def test_a_tar_that_shrinks_while_it_is_read_is_a_data_error(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, [6])
+    source = TarSource(str(tmp_path))
+    plan = plan_of(source, 0, 2)
+    found = iter(PixelDataset(source, SPEC, 2, plan.shards, plan.shares[0]))
+    next(found)
+    with path.open("r+b") as file:
+        file.truncate(plan.shards[0].seek_points[0][1])
+        file.write(b"\0" * 1024)
+    with pytest.raises(DataError, match=r"00000\.tar changed while it was read: 6 images"):
+        list(found)
+
+
+# --- workers ---
+
+
+def module(source: TarSource, plan: Plan, workers: int, batch_size: int, rank: int = 0) -> PixelDataModule:
+    made = PixelDataModule(source, SPEC, batch_size, workers)
+    made.plan = plan
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda value: value)
+    made.trainer = SimpleNamespace(global_rank=rank, strategy=strategy)  # type: ignore[assignment]
+    return made
+
+
+Seen = dict[tuple[int, int], tuple[str, str | None, bytes]]
+
+
+def seen(found: Iterator[PixelBatch] | Any) -> Seen:
+    """Every image and reject by its identity, with all that is said of it; twice the same is an error."""
+    samples: Seen = {}
+    for batch in found:
+        for place, one in enumerate(batch.rows):
+            assert (one.shard, one.position) not in samples
+            pixels = batch.pixels_BCHW[place].numpy().tobytes()
+            samples[one.shard, one.position] = (one.key, one.caption, pixels)
+        for reject in batch.rejects:
+            assert (reject.shard, reject.position) not in samples
+            samples[reject.shard, reject.position] = (reject.key, reject.error, b"")
+        batch.release()
+    return samples
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_any_number_of_ranks_and_workers_gives_the_same_samples(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5, 0, 9])
+    write_tar(tmp_path / "00009.tar", {"a.jpg": jpeg(), "b.jpg": BROKEN, "c.jpg": jpeg(seed=5)})
+    source = TarSource(str(tmp_path))
+    alone = seen(batches(tmp_path, 4))
+    assert len(alone) == 17
+    for ranks, workers in [(1, 0), (1, 1), (1, 2), (1, 4), (2, 2), (3, 3)]:
+        plan = plan_of(source, workers, 4, ranks)
+        shares = [module(source, plan, workers, 4, rank).predict_dataloader() for rank in range(ranks)]
+        together = [seen(loader) for loader in shares]
+        assert sum(map(len, together)) == 17
+        assert {identity: sample for one in together for identity, sample in one.items()} == alone
+
+
+def test_a_rank_without_work_starts_no_worker(tmp_path: Path) -> None:
+    write_shards(tmp_path, [2])
+    source = TarSource(str(tmp_path))
+    plan = plan_of(source, 2, 4, ranks=3)
+    loaders = [module(source, plan, 2, 4, rank).predict_dataloader() for rank in range(3)]
+    assert sorted(loader.num_workers for loader in loaders) == [0, 0, 2]
+    assert sorted(len(seen(loader)) for loader in loaders) == [0, 0, 2]
+
+
+def test_the_plan_of_rank_0_is_everybodys(tmp_path: Path) -> None:
+    write_shards(tmp_path, [2])
+    source = TarSource(str(tmp_path))
+    plan = plan_of(source, 0, 4)
+    other = PixelDataModule(source, SPEC, 4, 0)
+    other.trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: plan))  # type: ignore[assignment]
+    other.setup("predict")
+    assert other.plan is plan
+
+
+def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, [3])
+    source = TarSource(str(tmp_path))
+    plan = plan_of(source, 1, 2)
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot read shard .*00000\.tar: No such file"):
+        list(module(source, plan, 1, 2).predict_dataloader())
+
+
+LOADS = """
+import sys, time
+sys.path[:0] = sys.argv[2:4]
+from test_dataset import SPEC, TarSource, module, plan_of
+import psutil
+source = TarSource(sys.argv[1])
+loader = iter(module(source, plan_of(source, 2, 16), 2, 16).predict_dataloader())
+next(loader)
+print(*(child.pid for child in psutil.Process().children()), flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
+    """Also those that wait for room in the pipe to it, which long captions fill: PyTorch's own watch forgets these."""
+    image, text = jpeg(), b"x" * 20_000
+    write_tar(
+        tmp_path / "x.tar",
+        {f"{i:03d}.{e}": (image if e == "jpg" else text) for i in range(400) for e in ("jpg", "txt")},
+    )
+    command = [sys.executable, "-c", LOADS, str(tmp_path), *map(str, Path(__file__).parents[:2])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as main:
+        assert isinstance(main.stdout, io.BufferedReader)
+        workers = [psutil.Process(int(pid)) for pid in main.stdout.readline().split()]
+        time.sleep(1)
+        assert len(workers) == 2 and all(map(running, workers))
+        main.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 8
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [worker for worker in workers if running(worker)]
+    for worker in left:
+        worker.kill()
+    assert not left
+
+
+def running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,188 @@
+"""Batches in any order, from any rank, become every image exactly once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.jobs import check_layout, identities, new_folder, snapshot
+from lora_clip.app.job import assemble
+from lora_clip.errors import StorageError, TooManyRejectsError
+from lora_clip.output.store import Store
+from lora_clip.output.verify import verify
+from lora_clip.output.writer import EmbeddingWriter, RangeCommitter
+from lora_clip.types import EmbeddedBatch, ImageRow, Reject, WorkRange
+
+WIDTH, BATCH = 5, 4
+
+
+def batches(work: WorkRange, bad: frozenset[tuple[int, int]] = frozenset()) -> list[EmbeddedBatch]:
+    """What the model makes of a work: batches of a fixed shape, padded with zeros."""
+    made = []
+    for start in range(work.start, work.stop, BATCH):
+        stop = min(start + BATCH, work.stop)
+        good = [position for position in range(start, stop) if (work.shard, position) not in bad]
+        embeddings_BD = torch.zeros(BATCH, WIDTH)
+        for place, position in enumerate(good):
+            vector = np.random.default_rng((work.shard, position)).normal(size=WIDTH)
+            embeddings_BD[place] = torch.from_numpy(vector / np.linalg.norm(vector))
+        rows = [ImageRow("p", str(one), work.shard, one, 1, 1, None, None, None) for one in good]
+        rejects = [
+            Reject(work.shard, position, str(position), "decode", "not an image")
+            for position in range(start, stop)
+            if (work.shard, position) in bad
+        ]
+        made.append(EmbeddedBatch(embeddings_BD, rows, rejects, work, stop == work.stop))
+    return made
+
+
+@st.composite
+def inputs(draw: st.DrawFn) -> dict[str, Any]:
+    """Shards, the images that are bad, and two divisions of the work over ranks and workers."""
+    sizes = draw(st.lists(st.integers(0, 17), min_size=1, max_size=5).filter(any))
+    places = [(shard, position) for shard, size in enumerate(sizes) for position in range(size)]
+    return {
+        "sizes": sizes,
+        "bad": frozenset(draw(st.sets(st.sampled_from(places)))),
+        "ranks": draw(st.integers(1, 4)),
+        "cut": draw(st.integers(1, 4)),
+        "seed": draw(st.integers(0, 10**6)),
+        "interrupted": draw(st.floats(0, 1)),
+    }
+
+
+def perform(root: Path, case: dict[str, Any], ranks: int, share: float, seed: int) -> None:
+    """One run over what is missing, which ends after a share of its batches, workers' batches interleaved at random."""
+    chance = random.Random(seed)
+    store = Store(root)
+    targets = dict(enumerate(case["sizes"]))
+    done = store.recover(targets)
+    parts = []
+    for shard, size in targets.items():
+        held = {at for entry in done.get(shard, []) for at in range(entry.start, entry.stop)}
+        start = None
+        for position in range(size + 1):
+            missing = position < size and position not in held
+            if start is not None and (not missing or position - start >= BATCH * case["cut"]):
+                parts.append(WorkRange(shard, start, position))
+                start = None
+            if missing and start is None:
+                start = position
+    owners = {work: chance.randrange(ranks) for work in parts}
+    local = [
+        frozenset(work.shard for work in parts if {owners[one] for one in parts if one.shard == work.shard} == {rank})
+        for rank in range(ranks)
+    ]
+    committers = [RangeCommitter(Store(root), rank, targets, local[rank], np.inf) for rank in range(ranks)]
+    streams = [batches(work, case["bad"]) for work in parts]
+    total = sum(map(len, streams))
+    for _ in range(int(total * share)):
+        stream = chance.choice([one for one in streams if one])
+        batch = stream.pop(0)
+        committers[owners[batch.work]].add(batch)
+    if share == 1:
+        assemble(store, targets)
+
+
+@settings(max_examples=60, deadline=None)
+@given(inputs())
+def test_every_image_exactly_once(case: dict[str, Any]) -> None:
+    root, plain = new_folder(), new_folder()
+    perform(root, case, case["ranks"], case["interrupted"], case["seed"])
+    perform(root, case, 5 - case["ranks"], 1.0, case["seed"] + 1)
+    wanted = [(shard, position) for shard, size in enumerate(case["sizes"]) for position in range(size)]
+    assert identities(root) == wanted
+    check_layout_of(root, len(wanted) - len(case["bad"]), len(case["bad"]))
+    verdict = verify(root, dict(enumerate(case["sizes"])))
+    assert verdict.problems == []
+    assert (verdict.images, verdict.rows, verdict.rejects) == (
+        len(wanted), len(wanted) - len(case["bad"]), len(case["bad"]),
+    )  # fmt: skip
+    perform(plain, case | {"cut": 100}, 1, 1.0, 0)
+    assert snapshot(root) == snapshot(plain)
+    for npy in sorted((root / "img_emb").glob("*.npy")):
+        table = pq.read_table(root / "metadata" / npy.name.replace("img_emb", "metadata").replace("npy", "parquet"))
+        for row, shard, position in zip(
+            np.load(npy), *table.select(["shard", "position"]).to_pydict().values(), strict=True
+        ):
+            vector = np.random.default_rng((shard, position)).normal(size=WIDTH)
+            np.testing.assert_allclose(row, vector / np.linalg.norm(vector), atol=1e-5)
+
+
+def check_layout_of(root: Path, rows: int, rejects: int) -> None:
+    if rows:
+        check_layout(root, rows, rejects)
+    else:
+        assert {name.split("/")[0] for name in snapshot(root)} <= {"rejects"}
+
+
+def test_a_row_that_is_no_unit_vector_is_a_reject() -> None:
+    store = Store(new_folder())
+    [batch] = batches(WorkRange(0, 0, 4))
+    batch.embeddings_BD[1] = float("nan")
+    batch.embeddings_BD[2] *= 1.5
+    RangeCommitter(store, 0, {0: 4}, frozenset({0}), np.inf).add(batch)
+    store.tidy()
+    check_layout(store.root, rows=2, rejects=2)
+    rejects = pq.read_table(store.path("rejects", 0)).to_pydict()
+    assert rejects["position"] == [1, 2] and rejects["stage"] == ["encode"] * 2
+    assert identities(store.root) == [(0, position) for position in range(4)]
+
+
+def test_too_many_rejects_end_the_run_and_say_why() -> None:
+    store = Store(new_folder())
+    committer = RangeCommitter(store, 0, {0: 40}, frozenset({0}), 2)
+    first, *others = batches(WorkRange(0, 0, 40), frozenset({(0, 1), (0, 2), (0, 5)}))
+    committer.add(first)
+    with pytest.raises(
+        TooManyRejectsError, match=r"3 images rejected.*\(2\)(.|\n)*5 \(shard 0\): decode: not an image"
+    ):
+        committer.add(others[0])
+
+
+def trainer_for(root: Path, sizes: dict[int, int]) -> pl.Trainer:
+    """As much of a Trainer as the writer looks at."""
+    plan = SimpleNamespace(targets=sizes, local=frozenset(sizes), images=sum(sizes.values()))
+    return cast(pl.Trainer, SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(plan=plan)))
+
+
+def test_what_fails_on_the_thread_is_raised_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = new_folder()
+    writer, trainer = EmbeddingWriter(root, 1.0), trainer_for(root, {0: 400})
+
+    def refuse(*_: Any) -> None:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(RangeCommitter, "add", refuse)
+    module = cast(pl.LightningModule, None)
+    writer.on_predict_start(trainer, module)
+    with pytest.raises(StorageError, match="disk full"):
+        for batch in batches(WorkRange(0, 0, 400)):
+            writer.write_on_batch_end(trainer, module, batch)
+        writer.on_predict_end(trainer, module)
+    assert writer._lock is not None
+    writer._lock.release()
+
+
+def test_the_end_waits_until_all_is_committed() -> None:
+    root = new_folder()
+    writer, trainer = EmbeddingWriter(root, 1.0), trainer_for(root, {0: 300, 1: 10})
+    module = cast(pl.LightningModule, None)
+    writer.on_predict_start(trainer, module)
+    for batch in [*batches(WorkRange(0, 0, 300)), *batches(WorkRange(1, 0, 10))]:
+        writer.write_on_batch_end(trainer, module, batch)
+    writer.on_predict_end(trainer, module)
+    assert writer._lock is not None
+    writer._lock.release()
+    Store(root).tidy()
+    check_layout(root, rows=310)
