@@ -24,6 +24,14 @@ def read_fingerprint(root: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def require_fingerprint(root: Path) -> dict[str, Any]:
+    """The fingerprint of an output. Raises OutputError for a directory that holds none."""
+    fingerprint = read_fingerprint(root)
+    if fingerprint is None:
+        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
+    return fingerprint
+
+
 def write_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
     """Record, before the first embedding is written, what the directory will hold."""
     write_text(root / "fingerprint.json", json.dumps(fingerprint, indent=2) + "\n")
