@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lora_clip.diagnose.summary import describe_model
-from lora_clip.errors import DataError, LoraClipError, OutputError
+from lora_clip.errors import DataError, LoraClipError
 from lora_clip.output import provenance
 from lora_clip.pixels.decode import ImageError
 from lora_clip.report.pages import WEB
@@ -52,9 +52,7 @@ def _outputs_in(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/fingerprint.json"))
     if not found:
-        raise OutputError(
-            f"{folder} holds no output of this program (no fingerprint.json): give the output_dir of a job"
-        )
+        provenance.require_fingerprint(folder)
     return found
 
 
