@@ -19,6 +19,7 @@ from lora_clip.diagnose import summary
 from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapters import AdapterSummary, summarise
 from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
 from lora_clip.models.clip import DTYPES, Normalisation, resolve_dtype
@@ -90,7 +91,8 @@ def run(config: DictConfig) -> None:
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
     settings = resolve_settings(config, root, model, trainer)
-    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding)
+    stages = load_stages(config.data.get("stages"))
+    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding, stages)
     embedder = build_embedder(model, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
@@ -98,7 +100,7 @@ def run(config: DictConfig) -> None:
     with OutputSession(root, resume=config.resume) as session:
         job = plan(config, session, source, model, settings)
         if job.plan.images or launch.torchrun_shape():
-            data.plan = job.plan
+            data.plans = job.plan.by_rank()
             monitor.clear(timelines=job.plan.images > 0)
             monitor.opening = lambda adapter: opening(job, session, embedder, adapter)
             launch.predict(trainer, embedder, data)
@@ -156,16 +158,22 @@ def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
     return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, output_dtype, compile_model)
 
 
-def fingerprint_of(model: Model, image_key: Any, decoding: str) -> dict[str, Any]:
+def fingerprint_of(model: Model, data: DictConfig, decoding: str) -> dict[str, Any]:
     """What one output directory holds one of: base, adapter, preprocessing, dtypes, and which members are images."""
-    return {
+    fingerprint = {
         **digests(model.checkpoint),
         "preprocessing": model.spec.to_json(),
         "decode": decoding,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "output_dtype": model.output_dtype,
-        "image_key": OmegaConf.to_container(image_key) if OmegaConf.is_list(image_key) else image_key,
+        "image_key": _value(data.image_key),
     }
+    return fingerprint | ({"stages": _value(data.stages)} if data.get("stages") else {})
+
+
+def _value(value: Any) -> Any:
+    """A value of the configuration as plain JSON."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def plan(config: DictConfig, session: OutputSession, source: Source, model: Model, settings: summary.Settings) -> Job:
@@ -173,10 +181,10 @@ def plan(config: DictConfig, session: OutputSession, source: Source, model: Mode
 
     Only after everything was found in order is the output directory touched.
     """
-    fingerprint = fingerprint_of(model, config.data.image_key, settings.decoding)
+    fingerprint = fingerprint_of(model, config.data, settings.decoding)
     session.check(fingerprint)
     records = session.known_inputs()
-    known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
+    known = [Shard.from_json(line) for line in records]
     inventory = take_inventory(source, known, config.data.limit)
     _check_unchanged(session.snapshot.committed, known, inventory.shards)
     shards = {shard.id: shard for shard in (*known, *inventory.shards)}
