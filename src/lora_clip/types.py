@@ -117,9 +117,10 @@ class PixelBatch:
     last: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> PixelBatch:
+    def to(self, device: torch.device) -> PixelBatch:
         """The same batch with its pixels on `device`; Lightning calls this to move a batch."""
-        return replace(self, pixels_BCHW=self.pixels_BCHW.to(device, non_blocking=non_blocking))
+        # Only CUDA's copies from page-locked memory are sure to be done before that memory is used again
+        return replace(self, pixels_BCHW=self.pixels_BCHW.to(device, non_blocking=device.type == "cuda"))
 
     def pin_memory(self) -> PixelBatch:
         """The same batch with its pixels in page-locked memory; the DataLoader calls this."""
