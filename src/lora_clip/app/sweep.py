@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.diagnose.text import align, python
+from lora_clip.output.manifest import read_manifest
 from lora_clip.report.charts import Column, side_by_side
 
 OUT_OF_MEMORY_STATUS = (12, -9)
@@ -40,7 +41,7 @@ class Point:
     waiting_share: float | None = None
     peak_bytes: int | None = None
     predict_seconds: float | None = None
-    verdict: str = ""
+    bottleneck: str = ""
     overrides: tuple[str, ...] = ()
 
 
@@ -71,11 +72,11 @@ def read_point(folder: Path, name: str, batch_size: int | str, status: int, over
         return Point(name, batch_size, "out of memory", overrides=typed)
     if status != 0:
         return Point(name, batch_size, f"failed ({status})", overrides=typed)
-    run = json.loads((folder / "manifest.json").read_text())["run"]
+    run = (read_manifest(folder) or {})["run"]
     peak = run["peak_device_bytes"] or run["peak_host_bytes"]
     rate, waiting = run["images_per_second"], run["waiting_share"]
     resolved = run["batch_size"]
-    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["verdict"], typed)
+    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["bottleneck"], typed)
 
 
 def finish(folder: Path, points: Sequence[Point]) -> None:
