@@ -73,6 +73,11 @@ MISTAKES = {
     "workers in words": (["data.num_workers=many"], ["data.num_workers=many", "auto"]),
     "a bad number of workers": (["data.num_workers=-1"], ["data.num_workers=-1"]),
     "a bad fraction": (["max_reject_fraction=2"], ["max_reject_fraction=2"]),
+    "a base alone": (["model.base=shards"], ["model.adapter is not given", "null: the base model alone"]),
+    "a list of adapters": (["model.adapter=[a,b]"], ["model.adapter=[a,b]", "one hub name or folder"]),
+    "a number for a flag": (["model.compile=7"], ["model.compile=7", "true or false"]),
+    "several values without -m": (["data.batch_size=32,64"], ["data.batch_size=32,64", "-m"]),
+    "a deleted key": (["~trainer.devices"], ["trainer.devices is not given"]),
     "a bad accelerator": (["trainer.accelerator=abacus"], ["abacus"]),
     "a bad number of devices": (["trainer.devices=0"], ["devices"]),
     "an unknown trainer argument": (["+trainer.nonsense=1"], ["nonsense"]),
@@ -165,3 +170,10 @@ def test_files_of_others_are_refused() -> None:
         message = message_of(nursery().predict(f"output_dir={output}", f"resume={resume}"))
         assert "did not write" in message
     assert everything(output) == ["img_emb", "img_emb/img_emb_0.npy"]
+
+
+def test_a_mistake_in_one_point_of_a_sweep_is_said_before_the_first_runs(place: Path) -> None:
+    before = everything(place)
+    message = message_of(nursery().predict("-m", "data.limit=2,0", "output_dir=out", folder=place))
+    assert message.startswith("error: data.limit=0: give a number of images")
+    assert everything(place) == before
