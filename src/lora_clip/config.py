@@ -110,7 +110,7 @@ class Data:
         Extensions, "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image"
     ] = None
     stages: Annotated[
-        Functions, "filters and maps of your own that samples pass through, in this order, by module and function"
+        Functions, "stages of your own between reading and decoding, as in [mine:only_wide,mine:lower_case]"
     ] = field(default_factory=list)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,27 @@ def test_a_mistake_under_several_ranks_is_said_once(place: Path) -> None:
     outcome = nursery().predict("model.adapter=nowhere", "output_dir=out", ranks=2, folder=place)
     message_of(outcome)
     assert everything(place) == before
+
+
+def test_a_rank_that_finds_the_mistake_first_leaves_the_word_to_rank_0() -> None:
+    script = """
+import os, sys, time
+from lora_clip.app import exits
+from lora_clip.errors import ConfigError
+rank = os.fork() and "1"  # the parent is rank 1, and finds the mistake a second before rank 0, its child, does
+os.environ["RANK"] = rank or "0"
+def predict():
+    if not rank: time.sleep(1)
+    raise ConfigError("give more")
+sys.argv = ["predict.py"]
+exits.main(predict)
+"""
+    started = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert started.stderr is not None
+    assert started.stderr.readline() == "error: give more\n" and started.poll() is None, "rank 1 is still there"
+    started.terminate()
+    assert started.wait() == 2 and started.stderr.read() == ""
+    started.stderr.close()
 
 
 def test_a_mistake_with_devices_is_said_once_and_ends_all(place: Path) -> None:

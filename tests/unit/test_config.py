@@ -87,6 +87,13 @@ def test_the_options_of_each_group_are_the_files_of_conf() -> None:
     }
 
 
+def test_every_source_has_its_key_and_its_option() -> None:
+    from lora_clip.sources.base import SOURCES
+
+    keys = {source.key for source in SOURCES.values()}
+    assert {f"data.{key}" for key in keys} <= {key.name for key in schema.KEYS} and keys <= set(schema.OPTIONS["data"])
+
+
 def test_a_key_that_the_schema_lacks_is_refused_in_conf_too(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("defaults: [schema, _self_]\ndata: {batchsize: 3}\n")
     with (
