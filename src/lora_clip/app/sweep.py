@@ -87,7 +87,12 @@ def finish(folder: Path, points: Sequence[Point]) -> None:
         (folder / "sweep.svg").write_text(plot_points(points, best))
         print(f"\n{advice(best)}\nplot:     {folder / 'sweep.svg'}", flush=True)
         return
-    (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+    leave_nothing(folder)
+
+
+def leave_nothing(folder: Path) -> None:
+    """Take away what Hydra made for a sweep of which nothing came."""
+    (folder / "multirun.yaml").unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
