@@ -92,7 +92,8 @@ def _handing_over(figures: Figures, waited: str) -> str:
 def _reading(figures: Figures, waited: str) -> str:
     return (
         f"reading was the bottleneck: {waited}, and the workers waited for storage "
-        f"{_percent(figures.reading)} of theirs; try faster storage, or more readers at once: data.num_workers={2 * max(1, figures.workers)}"
+        f"{_percent(figures.reading)} of theirs; "
+        f"try faster storage, or more readers at once: data.num_workers={2 * max(1, figures.workers)}"
     )
 
 
