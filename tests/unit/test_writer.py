@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -182,13 +183,80 @@ def test_what_fails_on_the_thread_is_raised_in_the_run(monkeypatch: pytest.Monke
 
 def test_the_end_waits_until_all_is_committed() -> None:
     root = new_folder()
-    writer, trainer = EmbeddingWriter(root, 1.0), trainer_for(root, {0: 300, 1: 10})
+    save(root, [*batches(WorkRange(0, 0, 300)), *batches(WorkRange(1, 0, 10))], {0: 300, 1: 10})
+    check_layout(root, rows=310)
+
+
+# --- The copy from a device ---
+
+
+class Stream:
+    """A device's stream that is as slow as it may be: what is queued is done when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.queued: list[Callable[[], object]] = []
+
+    def event(self, **options: bool) -> SimpleNamespace:
+        """An event, as torch.cuda.Event makes it."""
+        assert options == {"blocking": True}, "an event that is not blocking spins a core while it is waited for"
+        event = SimpleNamespace(after=None)
+        event.record = lambda: setattr(event, "after", list(self.queued))
+        event.synchronize = lambda: [work() for work in event.after]
+        return event
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on a GPU; it can be copied to pinned memory in its stream, and nothing else."""
+
+    stream: Stream
+    is_cuda = True
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if function is torch.empty_like:
+            assert options == {"device": "cpu", "pin_memory": True}
+            return torch.full(args[0].shape, torch.nan)
+        if function is torch.Tensor.copy_:
+            assert options == {"non_blocking": True}
+            to, source = args
+            source.stream.queued.append(lambda: to.copy_(source.as_subclass(torch.Tensor)))
+            return to
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **options)
+
+
+def test_what_comes_from_a_device_is_waited_for_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, plain = new_folder(), new_folder()
+    stream, made = Stream(), batches(WorkRange(0, 0, 30))
+    monkeypatch.setattr(torch.cuda, "Event", stream.event)
+    save(plain, made, {0: 30})
+    for batch in made:
+        batch.embeddings_BD = batch.embeddings_BD.as_subclass(OnDevice)
+        batch.embeddings_BD.stream = stream
+    save(root, made, {0: 30})
+    assert len(stream.queued) == len(made) and snapshot(root) == snapshot(plain)
+
+
+def test_what_comes_from_another_kind_of_device_is_copied_at_once() -> None:
+    """MPS, say, whose tensors numpy cannot read."""
+    root, (batch,) = new_folder(), batches(WorkRange(0, 0, 4))
+    there = SimpleNamespace(is_cuda=False, cpu=lambda on_host=batch.embeddings_BD: on_host)
+    batch.embeddings_BD = cast(torch.Tensor, there)
+    save(root, [batch], {0: 4})
+    check_layout(root, rows=4)
+
+
+def save(root: Path, made: list[EmbeddedBatch], sizes: dict[int, int]) -> None:
+    """Run the writer over the batches, to its end."""
+    writer, trainer = EmbeddingWriter(root, 1.0), trainer_for(root, sizes)
     module = cast(pl.LightningModule, None)
     writer.on_predict_start(trainer, module)
-    for batch in [*batches(WorkRange(0, 0, 300)), *batches(WorkRange(1, 0, 10))]:
+    for batch in made:
         writer.write_on_batch_end(trainer, module, batch)
     writer.on_predict_end(trainer, module)
     assert writer._lock is not None
     writer._lock.release()
     tidy(Store(root))
-    check_layout(root, rows=310)

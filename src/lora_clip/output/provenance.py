@@ -49,7 +49,7 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     found = read_fingerprint(root)
     if found is None or found == wanted:
         return
-    before, now = dict(_flatten(found)), dict(_flatten(wanted))
+    before, now = dict(flatten(found)), dict(flatten(wanted))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     lines = [f"  {key}: {before.get(key)} there, {now.get(key)} wanted" for key in changed]
     raise OutputError(
@@ -59,10 +59,11 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     )
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The values of nested mappings, each with its dotted path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 

@@ -108,6 +108,17 @@ def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], l
     return embeddings_ND[sound_N], [row for row, sound in zip(batch.rows, sound_N, strict=True) if sound], failed
 
 
+def _begin_copy(embeddings_BD: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Where the embeddings will be on the CPU, and what to wait for before they are read; None: they are there."""
+    if not embeddings_BD.is_cuda:
+        return embeddings_BD.cpu(), None
+    on_host_BD = torch.empty_like(embeddings_BD, device="cpu", pin_memory=True)
+    on_host_BD.copy_(embeddings_BD, non_blocking=True)
+    event = torch.cuda.Event(blocking=True)  # others spin while they are waited for, on a core that decoding could use
+    event.record()
+    return on_host_BD, event
+
+
 class EmbeddingWriter(BasePredictionWriter):
     """Saves the embeddings of its rank, by the contract of `Store`, on a thread of its own.
 
@@ -143,12 +154,7 @@ class EmbeddingWriter(BasePredictionWriter):
     ) -> None:
         """Hand a batch to the thread; the copy from the device is only begun here, and waited for there."""
         self._raise_error()
-        on_host, event = prediction.embeddings_BD, None
-        if prediction.embeddings_BD.is_cuda:
-            on_host = torch.empty_like(prediction.embeddings_BD, device="cpu", pin_memory=True)
-            on_host.copy_(prediction.embeddings_BD, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
+        on_host, event = _begin_copy(prediction.embeddings_BD)
         batch = EmbeddedBatch(on_host, prediction.rows, prediction.rejects, prediction.work, prediction.last)
         self._queue.put((batch, event))
 

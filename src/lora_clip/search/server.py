@@ -19,9 +19,9 @@ from lora_clip.diagnose.summary import describe_model
 from lora_clip.errors import DataError, LoraClipError
 from lora_clip.output import provenance
 from lora_clip.pixels.decode import ImageError
+from lora_clip.report.pages import WEB
 from lora_clip.search.collection import Collection, Hit, open_output
 
-WEB = Path(__file__).parent / "web"
 MOST_BYTES = 64 << 20
 """Of an uploaded image."""
 HITS, MOST_HITS, MOST_LETTERS, MOST_PIXELS = 24, 200, 1000, 1024
