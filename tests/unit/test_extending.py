@@ -78,7 +78,7 @@ def embed(root: Path, source: Source, known: list[Shard], stages: Any = ()) -> t
     provenance.write_fingerprint(root, {"image_key": "jpg"})
     provenance.write_inputs(root, ({**one.to_json(), "wanted": wanted[one.id]} for one in inventory.shards))
     store = Store(root)
-    done = {id_: [(one.start, one.stop) for one in found] for id_, found in store.committed().items()}
+    done = {id_: [(one.start, one.stop) for one in found] for id_, found in store.snapshot().committed.items()}
     plan = make_plan(inventory, done, ranks=1, workers=0, batch_size=2)
     mine = plan.by_rank()[0]
     committer = RangeCommitter(store, 0, mine.targets, mine.local, float("inf"))
