@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 
 from lora_clip.io.atomic import make_folder, storage_error, sync_folder
@@ -64,15 +63,16 @@ def _orphans(now: Snapshot) -> list[Path]:
     """Files of ours that nothing accounts for: of a commit that was cut off, or temporary."""
     root = now.layout.root
     claimed = {
-        now.locate(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
+        now.place(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
     }
-    ours = [root / kind / name for kind in SUFFIXES for name in now.names[kind] if _is_ours(kind, name)]
-    ranges = [root / "parts" / name for name in now.names["parts"] if fnmatch(name, "*_*.*")]
-    return [path for path in (*ours, *ranges, *root.glob(".*.tmp")) if path not in claimed]
+    ours = {(folder, name) for folder, names in now.files.items() for name in names if _is_ours(folder, name)}
+    return [*(root / folder / name for folder, name in sorted(ours - claimed)), *root.glob(".*.tmp")]
 
 
-def _is_ours(kind: str, name: str) -> bool:
-    return fnmatch(name, f"{kind}_*.{SUFFIXES[kind]}")
+def _is_ours(folder: str, name: str) -> bool:
+    if folder == "parts":
+        return "_" in name
+    return name.startswith(f"{folder}_") and name.endswith(f".{SUFFIXES[folder]}")
 
 
 def assemble_finished(store: Store, targets: Mapping[int, int], before: Snapshot | None = None) -> Snapshot:
