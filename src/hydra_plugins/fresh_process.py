@@ -25,7 +25,7 @@ class FreshProcessLauncher(Launcher):
         from lora_clip.errors import ConfigError, LoraClipError
 
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise ConfigError("a sweep starts its own processes: type python predict.py -m trainer.devices=N … instead")
+            raise ConfigError("a sweep starts its own processes: type lora-clip embed -m trainer.devices=N … instead")
         configs = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
         points = [
             sweep.run_point(overrides, name, Path(config.output_dir), config.data.batch_size)

@@ -15,10 +15,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from lora_clip.app.conf import conf_folder
 from lora_clip.demo import DEMO
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError, TooManyRejectsError
 
@@ -206,7 +206,7 @@ def known_keys() -> list[str]:
     """The keys of the configuration, dotted."""
     import yaml
 
-    root = Path(sys.argv[0]).resolve().parent / "conf"
+    root = conf_folder()
     keys = ["output_dir", "resume", "index", "max_reject_fraction"]
     for group, file in (("data", "base"), ("model", "demo"), ("trainer", "default"), ("output", "default")):
         path = root / group / f"{file}.yaml"

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from lora_clip import extras
 from lora_clip.app import launch
 from lora_clip.app.quiet import quiet_lightning
 from lora_clip.demo import DEMO
@@ -85,6 +86,8 @@ def run(config: DictConfig) -> None:
     started = time.time()
     quiet_lightning()
     check(config)
+    if config.index:
+        extras.require(extras.SEARCH, "faiss")  # now, and not when all is embedded
     root = Path(config.output_dir).expanduser()
     monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
     trainer = launch.build_trainer(config.trainer, monitor.around(writer))
