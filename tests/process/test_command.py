@@ -117,6 +117,24 @@ def test_a_command_is_named_as_this_installation_has_it(tmp_path: Path, monkeypa
     assert command("verify", "out") == "lora-clip verify out"
 
 
+def complete(line: str, program: Path) -> list[str]:
+    """What the printed completion offers in bash, where `lora-clip` is this program."""
+    asked = f'eval "$({program} completion)"; COMP_LINE=$1 COMP_POINT=${{#1}}; _lora_clip; echo "${{COMPREPLY[*]}}"'
+    folder = f"{program.parent}:{environment()['PATH']}"
+    typed = ["bash", "-c", asked, "bash", line]
+    return subprocess.run(typed, capture_output=True, text=True, env=environment(PATH=folder)).stdout.split()
+
+
+def test_a_shell_completes_commands_options_and_keys(tmp_path: Path) -> None:
+    program = tmp_path / "lora-clip"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
+    program.chmod(0o755)
+    assert complete("lora-clip se", program) == ["search", "serve"]
+    assert complete("lora-clip search --ba", program) == ["--base"]
+    assert complete("lora-clip embed data.num", program) == ["data.num_workers="]
+    assert complete("lora-clip embed data.limit=3 data=sh", program) == ["shards"]
+
+
 # --- Without the extra `search` ----------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "serve": "Open a search page over outputs on this machine.",
     "compare": "Show what changed between two outputs over the same images.",
     "benchmark": "Measure the job beside the loops that people write.",
+    "completion": "Print what completes commands and keys in a shell.",
 }
 """Every sub-command with its sentence; each is a module of that name in `subcommands`, but for `embed`."""
 
