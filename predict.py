@@ -5,4 +5,4 @@ import sys
 from lora_clip.app import embed
 
 if __name__ == "__main__":
-    embed.main(sys.argv[1:])
+    embed.main(sys.argv[1:], "python predict.py")

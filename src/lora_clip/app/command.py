@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if typed[:1] == [EMBED]:
         from lora_clip.app import embed
 
-        embed.main(typed[1:])
+        embed.main(typed[1:], "lora-clip embed")
     parser = build_parser(typed[0] if typed else None)
     if not typed:
         parser.print_help()

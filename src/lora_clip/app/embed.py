@@ -13,17 +13,17 @@ from lora_clip.app import exits
 from lora_clip.app.conf import conf_folder
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the job that the arguments describe, in Hydra's own syntax, and exit with its status."""
+def main(arguments: Sequence[str], program: str) -> NoReturn:
+    """Run the job that the arguments describe, in Hydra's own syntax, and exit with its status.
+
+    `program` is what was typed before them.
+    """
     typed = sys.argv
 
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="predict")
     def embed(config: DictConfig) -> None:
         sys.argv = typed  # Lightning's launcher runs it again for every further rank
-        with exits.guard():
-            from lora_clip.app.job import run
-
-            run(config)
+        exits.run_job(config)
 
     sys.argv = [typed[0], *arguments]  # Hydra reads it there
-    exits.main(embed)
+    exits.main(embed, program)
