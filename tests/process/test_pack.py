@@ -22,12 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from helpers.jobs import COMMAND
 from lora_clip.errors import ConfigError, DataError, StorageError
 from lora_clip.pack import pack as packing
 from lora_clip.pack.pack import Member, default_shards, list_images, pack, split, write_shard
 from lora_clip.sources.names import image_name
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pack.py"
 
 
 def save_image(path: Path, seed: int, side: int = 16) -> None:
@@ -61,12 +60,12 @@ def slow_images(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [*COMMAND, "pack", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [*COMMAND, "pack", *map(str, arguments)]
     # A test run in the background ignores Ctrl-C, and so would what it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -292,7 +291,7 @@ def test_the_bytes_do_not_depend_on_workers_or_time(images: Path, tmp_path: Path
 def test_the_same_command_again_finds_nothing_to_do_and_touches_nothing(images: Path, tmp_path: Path) -> None:
     first = run(images, tmp_path / "shards", "--shards", 3)
     assert "packed 23 images, 8 captions, 5 json in 3 shards" in first.stdout
-    next_line = f"next: python predict.py data=shards data.shards={tmp_path / 'shards'} "
+    next_line = f" embed data=shards data.shards={tmp_path / 'shards'} "
     assert next_line in first.stdout and "100%" in first.stderr
     before = {path: path.stat() for path in (tmp_path / "shards").iterdir()}
     second = run(images, tmp_path / "shards")
@@ -433,7 +432,7 @@ def test_a_full_disk_is_one_clear_message_and_no_partial_file(slow_images: Path,
 
 def run_limited(blocks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A run that may write files of so many blocks of 512 bytes: what a full disk does, at a known place."""
-    command = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", *COMMAND, "pack", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -551,9 +550,9 @@ def test_the_next_command_survives_shell_and_hydra(tmp_path: Path) -> None:
 
     for name in ("plain", "a b", "{0..3}", "it's", 'say "x"', "a=b,c", "é"):
         command = shlex.split(packing._next_command(tmp_path / name))
-        (override,) = OverridesParser.create().parse_overrides([command[3]])
+        (override,) = OverridesParser.create().parse_overrides([command[-3]])
         value = override.value()
-        assert (getattr(value, "text", value), command[:2]) == (str(tmp_path / name), ["python", "predict.py"])
+        assert (getattr(value, "text", value), command[-5:-3]) == (str(tmp_path / name), ["embed", "data=shards"])
 
 
 def test_packing_does_not_wait_for_torch() -> None:

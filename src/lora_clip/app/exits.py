@@ -21,6 +21,7 @@ from lora_clip.app.mistakes import check_arguments, configuration_message, with_
 from lora_clip.app.usage import help_text
 from lora_clip.config import check, register
 from lora_clip.errors import DataError, LoraClipError, StorageError, TooManyRejectsError
+from lora_clip.extras import SEARCH, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,7 +37,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM; a KeyboardInterrupt, because that is the interruption that Lightning unwinds from."""
 
 
-def main(predict: Callable[[], Any], program: str = "python predict.py") -> NoReturn:
+def main(predict: Callable[[], Any], program: str = "lora-clip embed") -> NoReturn:
     """Run the Hydra entry and exit with its status; `program` is what was typed for it."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(program), end="")
@@ -61,6 +62,8 @@ def run_job(config: DictConfig) -> None:
     """Run the job that the configuration describes; what is wrong in it is said before anything heavy is imported."""
     with guard():
         check(config)
+        if config.index:
+            require(SEARCH, "faiss")
         from lora_clip.app.job import run
 
         run(config)

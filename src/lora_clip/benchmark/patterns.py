@@ -15,7 +15,6 @@ import torch
 from lora_clip.benchmark.loops import POOL
 from lora_clip.benchmark.measure import Pattern
 
-ROOT = Path(__file__).parents[3]
 JOB = "this job"
 
 
@@ -70,7 +69,7 @@ def ours(material: Material, workers: Sequence[str], overrides: Sequence[str] = 
 
 def _job(material: Material, overrides: Sequence[str], images: int, output: Path) -> list[str]:
     return [
-        *(sys.executable, str(ROOT / "predict.py"), "data=shards", f"data.shards={material.shards}"),
+        *(sys.executable, "-m", "lora_clip", "embed", "data=shards", f"data.shards={material.shards}"),
         *(f"model.base={material.base}", f"model.adapter={material.adapter}"),
         *(f"data.limit={images}", f"output_dir={output}", *overrides),
     ]

@@ -31,7 +31,7 @@ READ = 16 * 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: see the arguments of scripts/benchmark.py."""
+    """What to measure: see the arguments of `lora-clip benchmark`."""
 
     shards: Path | None
     random: str

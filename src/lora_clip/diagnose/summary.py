@@ -13,7 +13,7 @@ import torch
 
 from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
-from lora_clip.diagnose.text import align, python
+from lora_clip.diagnose.text import align, command
 from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapters import AdapterSummary
@@ -135,8 +135,8 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     lines.append(f"verified: {counts(verdict)}")
     lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
-    lines += [f"prove:    {python()} scripts/verify.py {root}"]
-    lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']
+    lines += [f"prove:    {command('verify', root.absolute())}"]
+    lines += [f"search:   {command('search', root.absolute(), 'a red apple')}"]
     return "\n".join(lines)
 
 

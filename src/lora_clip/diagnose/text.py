@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+SCRIPT = "lora-clip"
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -15,9 +18,14 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def python() -> str:
-    """How the user calls this Python: the bare name where that is the one on the PATH."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    here = Path.cwd()
-    return str(Path(sys.executable).relative_to(here)) if Path(sys.executable).is_relative_to(here) else sys.executable
+def command(*words: str | Path) -> str:
+    """A line that runs a sub-command of this very installation, from any folder, in any POSIX shell."""
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def _program() -> list[str]:
+    """`lora-clip`: by its name where that is the one on the PATH, by its place, or through Python where it has none."""
+    script = Path(sys.executable).with_name(SCRIPT)
+    if not script.is_file():
+        return [sys.executable, "-m", "lora_clip"]
+    return [SCRIPT if shutil.which(SCRIPT) == str(script) else str(script)]

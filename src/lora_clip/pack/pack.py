@@ -1,6 +1,6 @@
 """A folder tree of images → WebDataset tar shards: list, split, write in parallel.
 
-    python scripts/pack.py IMAGES SHARDS [--shards N] [--workers N]
+    lora-clip pack IMAGES SHARDS [--shards N] [--workers N]
 
 The listing decides everything: the same relative paths, sizes and number of shards give the same bytes, for any number
 of workers and after any interruption. `index.json` in SHARDS is written before the first tar and holds what was
@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import re
-import shlex
 import signal
 import stat
 import sys
@@ -36,6 +35,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
+from lora_clip.diagnose.text import command
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError
 from lora_clip.sources.names import extra_name, image_name
 
@@ -608,7 +608,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _next_command(shards_dir: Path) -> str:
-    path = str(shards_dir)
+    path = str(shards_dir.absolute())
     if not re.fullmatch(r"[\w./-]+", path, re.ASCII):  # Hydra's own syntax wants quotes inside the shell's
         path = '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return f"python predict.py data=shards {shlex.quote(f'data.shards={path}')} model.adapter=ADAPTER output_dir=EMB"
+    return command("embed", "data=shards", f"data.shards={path}", "model.adapter=ADAPTER", "output_dir=EMB")

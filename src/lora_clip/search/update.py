@@ -1,4 +1,4 @@
-"""The index of an output, brought up to date from the command line: what `scripts/index.py` does."""
+"""The index of an output, brought up to date from the command line: what `lora-clip index` does."""
 
 from __future__ import annotations
 
