@@ -19,7 +19,7 @@ from test_plan import inventory
 from helpers.jobs import check_layout, snapshot
 from lora_clip.app.job import assemble
 from lora_clip.errors import OutputError, StorageError, TooManyRejectsError
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.loading.plan import Plan, make_plan
 from lora_clip.output import provenance
 from lora_clip.output.store import Store
@@ -274,9 +274,9 @@ def test_a_fingerprint_that_differs_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_lock_is_free_again_when_its_process_has_died(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
-        OutputLock(tmp_path).claim()
+        FolderLock(tmp_path).claim()
         os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
-    lock = OutputLock(tmp_path)
+    lock = FolderLock(tmp_path)
     lock.claim()
     lock.release()

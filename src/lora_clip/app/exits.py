@@ -5,7 +5,6 @@ Exit status: 0 done; 1 an error of ours; 2 something to correct; 12 out of memor
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import multiprocessing
 import os
@@ -21,12 +20,12 @@ from typing import Any, NoReturn
 
 from lora_clip.demo import DEMO
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError, TooManyRejectsError
+from lora_clip.io.process import end_with_parent
 
 USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
 EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
 """Errors that may come to one rank alone, and so are said by that rank."""
 BRACES = """Put the pattern in two pairs of quotes: 'data.shards="/data/{00000..00056}.tar"'"""
-DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Terminated(KeyboardInterrupt):
@@ -39,7 +38,8 @@ def main(predict: Callable[[], Any]) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait take cores from decoding
     signal.signal(signal.SIGTERM, on_sigterm)
     sys.unraisablehook = on_unraisable
-    _die_with_launcher()
+    if "LOCAL_RANK" in os.environ:
+        end_with_parent()  # a rank whose launcher was killed must not go on writing
     register_resolver()
     with guard():
         if not _is_child():
@@ -95,12 +95,6 @@ def register_resolver() -> None:
 
 def _is_child() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-def _die_with_launcher() -> None:
-    """A rank whose launcher was killed must not go on writing; elsewhere than on Linux it ends at the next barrier."""
-    if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
-        ctypes.CDLL(None).prctl(DEATH_SIGNAL_OPTION, signal.SIGKILL)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

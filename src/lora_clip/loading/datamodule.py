@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lora_clip.errors import DataError
+from lora_clip.io.process import end_with_parent
 from lora_clip.loading.plan import Plan
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.pixels.decode import EXACT, ImageError, prepare
@@ -203,11 +203,4 @@ def _settle_worker(niceness: int, _: int) -> None:
     os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None  # errors go to the main process; only its sudden end would be complained of here
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent: PyTorch's own watch waits for ever where a full pipe holds the worker."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with_parent()

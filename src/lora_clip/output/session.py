@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import storage_error
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.output.ledger import prefix, prefix_length
 from lora_clip.output.store import SUFFIXES, Store
@@ -25,7 +25,7 @@ class OutputSession:
     def __init__(self, root: Path, resume: bool) -> None:
         self.root, self.resume = root, resume
         self.store = Store(root)
-        self._lock: OutputLock | None = None
+        self._lock: FolderLock | None = None
         self._created: list[Path] = []
         self._begun = False
 
@@ -40,10 +40,7 @@ class OutputSession:
         return self
 
     def _claim(self) -> None:
-        try:
-            self._lock = OutputLock(self.root)
-        except OSError as error:
-            raise storage_error(self.root, error) from error
+        self._lock = FolderLock(self.root)
         self._lock.claim()
 
     def _refuse_untrusted(self) -> None:

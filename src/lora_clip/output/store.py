@@ -6,10 +6,8 @@ holds the ranges of shards that are not complete yet, so the final folders hold 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lora_clip.io.atomic import make_folder, storage_error, sync_folder, write_durably
+from lora_clip.io.atomic import leftovers, make_folder, replace_together, storage_error
 from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, covers
 from lora_clip.types import ImageRow, Reject, WorkRange
 
@@ -117,28 +115,14 @@ class Store:
     def _commit_files(
         self, targets: Mapping[str, Path], writers: Mapping[str, Callable[[BinaryIO], None]]
     ) -> dict[str, str]:
-        """Write a range's files under temporary names, make them durable, and only then rename them; their SHA-256.
-
-        The renames follow one another at once, `img_emb` last: who sees an .npy sees the .parquet that belongs to it.
-        """
-        temporaries = {kind: self.parts / f"{target.name}.{os.getpid()}.tmp" for kind, target in targets.items()}
-        target = self.root
+        """Put a range's files in place together, `img_emb` last: who sees an .npy sees its .parquet; their SHA-256."""
         try:
-            make_folder(self.parts)
-            checksums = {}
-            for kind, target in targets.items():
-                make_folder(target.parent)
-                checksums[kind] = write_durably(temporaries[kind], writers[kind])
-            for kind, target in targets.items():
-                temporaries[kind].replace(target)
-            for folder in {target.parent for target in targets.values()}:
-                sync_folder(folder)
+            for folder in (self.parts, *(target.parent for target in targets.values())):
+                make_folder(folder)
         except OSError as error:
-            for temporary in temporaries.values():
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-            raise storage_error(target, error) from error
-        return checksums
+            raise storage_error(self.root, error) from error
+        files = {target: writers[kind] for kind, target in targets.items()}
+        return dict(zip(targets, replace_together(files, self.parts), strict=True))
 
     def _commit_line(self, rank: int, entry: CommittedRange) -> CommittedRange:
         try:
@@ -190,7 +174,7 @@ class Store:
     def _delete_orphans(self, ranges: Iterable[CommittedRange]) -> None:
         claimed = {self.locate(kind, entry) for entry in ranges for kind in entry.checksums}
         ours = [path for kind in SUFFIXES for path in (self.root / kind).glob(f"{kind}_*.{SUFFIXES[kind]}")]
-        for path in (*ours, *self.parts.glob("*_*.*"), *self.root.glob(".*.tmp")):
+        for path in (*ours, *self.parts.glob("*_*.*"), *leftovers(self.root)):
             if path not in claimed:
                 path.unlink()
 
@@ -198,7 +182,7 @@ class Store:
         """Delete everything this program wrote into the directory, and nothing else."""
         for folder in (*SUFFIXES, "parts", "ranks", "timeline", "index"):
             shutil.rmtree(self.root / folder, ignore_errors=True)
-        for path in self.root.glob(".*.tmp"):
+        for path in leftovers(self.root):
             path.unlink()
         for name in ("manifest.json", "report.html", "search.html", "compare.html", "inputs.jsonl", "fingerprint.json"):
             (self.root / name).unlink(missing_ok=True)

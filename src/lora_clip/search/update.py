@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_clip.errors import OutputError
-from lora_clip.io.atomic import storage_error
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.search.index import IndexRecord, build_index
 
@@ -18,10 +17,7 @@ def update(root: Path, factory: str | None = None) -> tuple[IndexRecord, int]:
     """
     if provenance.read_fingerprint(root) is None:
         raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
-    try:
-        lock = OutputLock(root)
-    except OSError as error:
-        raise storage_error(root, error) from error
+    lock = FolderLock(root)
     try:
         lock.claim()
         return build_index(root, factory)
