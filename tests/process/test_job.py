@@ -128,6 +128,13 @@ def test_a_rank_with_nothing_to_do() -> None:
     check_layout(output, rows=1)
 
 
+def test_ranks_send_one_another_no_weights() -> None:
+    """They read the same files; Lightning would broadcast rank 0's: gigabytes, over the network that brings images."""
+    script = str(PROJECT / "tests/helpers/own_weights.py")
+    said = nursery().start_script([script], ranks=2).wait().expect(0).stdout
+    assert sorted(said.splitlines()) == [f"{rank} {[float(rank)] * 3} {[float(rank)] * 3} gloo" for rank in (0, 1)]
+
+
 def test_nothing_is_missing() -> None:
     output = uninterrupted("data.limit=9")
     before = snapshot(output), everything(output), (output / "manifest.json").read_text()

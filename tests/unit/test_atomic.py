@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 
 from lora_clip.errors import DataError, StorageError
-from lora_clip.io.atomic import HashedFile, leftovers, replace_together, replaced, temporary_name, write_text
+from lora_clip.io.atomic import HashedFile, Written, leftovers, replace_together, replaced, temporary_name, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ def test_a_folder_that_is_not_there_is_the_same_message(tmp_path: Path) -> None:
         write_text(tmp_path / "gone" / "a", "x")
 
 
-def _together(folder: Path, temporaries: Path, *files: str) -> list[str]:
+def _together(folder: Path, temporaries: Path, *files: str) -> list[Written]:
     def writer(name: str) -> Callable[[BinaryIO], None]:
         return lambda file: file.writelines([name.encode(), b" and more"])
 
@@ -96,7 +96,8 @@ def test_files_that_belong_together_are_renamed_when_all_are_written(tmp_path: P
     work = tmp_path / "work"
     work.mkdir()
     checksums = _together(tmp_path, work, "b", "a")
-    assert checksums == [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("b", "a")]
+    stored = [(tmp_path / name).read_bytes() for name in ("b", "a")]
+    assert checksums == [(hashlib.sha256(data).hexdigest(), len(data)) for data in stored]
     assert names(work) == [] and names(tmp_path) == ["a", "b", "work"]
 
     def fail(file: BinaryIO) -> None:

@@ -104,6 +104,14 @@ def test_a_slow_disk_below_the_output() -> None:
     assert "writing" not in verdict(STARVED, writing=0.97, blocked=0.01), "a busy writer that nobody waits for"
 
 
+def test_a_busy_gpu_whose_host_stands_in_the_writers_queue_is_what_bound_it() -> None:
+    queueing = {"blocked": 0.9, "batch_size": 256}
+    for writing in (0.1, 0.9):
+        assert verdict(GPU, writing=writing, **queueing).startswith("the GPU bound it: it computed 95 % of the time")
+    said = verdict(GPU, forward=0.3, writing=0.95, **queueing)
+    assert said.startswith("writing bound it: the writer was busy 95 % of the time and held the model up for 70 %")
+
+
 def test_a_cpu_whose_cores_are_used_up_says_by_what() -> None:
     said = verdict(CPU, cpu=0.25, worker_cpu=0.7)
     assert said == ("the cores bound it: decoding took 70 % of their time, the forward 25 %; only more cores help")

@@ -38,15 +38,20 @@ def _bound(figures: Figures) -> str:
             f"too short to say what bound it: {figures.startup:.1f} s until the first batch was through, "
             f"then {figures.seconds:.1f} s"
         )
-    if figures.writing >= BUSY and figures.blocked >= BLOCKED:
+    if figures.writing >= BUSY and _held_up(figures) >= BLOCKED:
         return _writing(figures)
     return _on_cpu(figures) if figures.device == "cpu" else _on_gpu(figures)
+
+
+def _held_up(figures: Figures) -> float:
+    """What the writer cost: a GPU that computes is held up by nothing, however long the host stood in a queue."""
+    return min(figures.blocked, 1 - figures.forward)
 
 
 def _writing(figures: Figures) -> str:
     return (
         f"writing bound it: the writer was busy {_percent(figures.writing)} of the time and held the model up for "
-        f"{_percent(figures.blocked)}; try an output_dir on a faster disk"
+        f"{_percent(_held_up(figures))}; try an output_dir on a faster disk"
     )
 
 

@@ -12,9 +12,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from lora_clip.errors import StorageError
+
+
+class Written(NamedTuple):
+    """What was written to a file: its SHA-256 and its size in bytes."""
+
+    sha256: str
+    size: int
 
 
 class HashedFile(io.BufferedWriter):
@@ -52,20 +59,20 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
-def replace_together(writers: dict[Path, Callable[[BinaryIO], None]], folder: Path) -> list[str]:
-    """Write several files in `folder` until all are on disk, and only then move each to its path; their SHA-256.
+def replace_together(writers: dict[Path, Callable[[BinaryIO], None]], folder: Path) -> list[Written]:
+    """Write several files in `folder` until all are on disk, and only then move each to its path.
 
     The renames follow one another at once, in the order given: who sees the last file sees all of them. After an error
     before them nothing is left. Raises StorageError where the file system refuses.
     """
     temporaries = {path: temporary_name(path, folder) for path in writers}
     with _or_nothing(next(reversed(writers), folder), temporaries.values()):
-        checksums = [_write_hashed(temporaries[path], write) for path, write in writers.items()]
+        written = [_write_hashed(temporaries[path], write) for path, write in writers.items()]
         for path, temporary in temporaries.items():
             temporary.replace(path)
         for parent in {path.parent for path in writers}:
             sync_folder(parent)
-    return checksums
+    return written
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,11 +121,11 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def _write_hashed(path: Path, write: Callable[[BinaryIO], None]) -> str:
+def _write_hashed(path: Path, write: Callable[[BinaryIO], None]) -> Written:
     with HashedFile(path) as file:
         write(file)
         sync_file(file)
-    return file.sha256.hexdigest()
+        return Written(file.sha256.hexdigest(), file.tell())
 
 
 @contextmanager

@@ -19,6 +19,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def node_cores(ranks: int) -> int:
+    """How many cores the job's `ranks` on this node may use, all of them together.
+
+    Mostly every rank sees all of them. Where srun binds each task to cores of its own, a rank sees fewer than SLURM
+    gave the node, and they are its share already.
+    """
+    own = cores()
+    bound = own < int(os.environ.get("SLURM_CPUS_ON_NODE", 0))
+    return own * ranks if bound else own
+
+
 def end_with_parent() -> None:
     """End this process when the one that started it ends, however that happens: at once on Linux, elsewhere soon after.
 
