@@ -9,7 +9,6 @@ decided, so that a later run can tell a finished shard from a missing one, and t
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -38,6 +37,7 @@ from tqdm import tqdm
 
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError
 from lora_clip.sources.names import extra_name, image_name
+from lora_clip.sources.walk import walk
 
 IMAGES_PER_SHARD = 1000
 BYTES_PER_SHARD = 256_000_000
@@ -48,7 +48,7 @@ WRITTEN_BY = "lora_clip pack 1"
 LEFTOVER = re.compile(r"(\d{6}\.tar|index\.json)\.\d+\.partial")
 IN_SHARDS, OTHER = "images inside SHARDS", "other files"
 ORPHAN, NOWHERE = "captions or json without an image", "broken links and special files"
-LOOP = "links back to a folder that holds them"
+LOOP, AGAIN = "links back to a folder that holds them", "folders that have another name here too"
 
 
 class Member(NamedTuple):
@@ -172,10 +172,7 @@ def list_images(images_dir: Path, shards_dir: Path) -> Listing:
     Raises DataError where there is no image or a folder cannot be read.
     """
     left_out: dict[str, list[str]] = defaultdict(list)
-    try:
-        samples = _samples(sorted(_walk(images_dir, shards_dir, left_out)), left_out)
-    except OSError as error:
-        raise DataError(f"cannot list {error.filename!r}: {error.strerror}") from error
+    samples = _samples(sorted(_files(images_dir, shards_dir, left_out)), left_out)
     if not samples:
         seen = "; ".join(f"{len(paths):,} {reason}, such as {min(paths)!r}" for reason, paths in left_out.items())
         raise DataError(f"no image in {images_dir}: {seen or 'the folder is empty'}")
@@ -197,45 +194,17 @@ def _samples(members: Iterable[Member], left_out: dict[str, list[str]]) -> list[
     return [(found[0], *extras.get(key, ()), *found[1:]) for key, found in images.items()]
 
 
-def _walk(images_dir: Path, shards_dir: Path, left_out: dict[str, list[str]]) -> Iterator[Member]:
-    """Every regular file, links followed; a linked folder is entered unless it is one of those that hold the link."""
-    own = _identity(shards_dir.stat()) if shards_dir.exists() else None
-    root = _identity(images_dir.stat())
-    stack = [("", frozenset({root}))]
-    while stack:
-        prefix, above = stack.pop()
-        for entry in _entries(images_dir / prefix):
-            path, status = prefix + entry.name, _status(entry)
-            if status is None or not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-                left_out[NOWHERE].append(path)
-            elif stat.S_ISREG(status.st_mode):
-                if own not in above:
-                    yield Member(path, status.st_size)
-                elif image_name(path) is not None:
-                    left_out[IN_SHARDS].append(path)
-            elif (here := _identity(status)) in above:
-                left_out[LOOP].append(path)
-            else:
-                stack.append((f"{path}/", above | {here}))
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
-
-
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """What the entry leads to, or None for a link that leads nowhere."""
-    try:
-        return entry.stat()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
-            return None
-        raise
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _files(images_dir: Path, shards_dir: Path, left_out: dict[str, list[str]]) -> Iterator[Member]:
+    """Every regular file that `walk` finds; images that really lie in SHARDS are not packed."""
+    own = os.path.realpath(shards_dir) + "/"
+    for entry in walk(images_dir, lambda path, loop: left_out[LOOP if loop else AGAIN].append(path)):
+        status = entry.status()
+        if status is None or not stat.S_ISREG(status.st_mode):
+            left_out[NOWHERE].append(entry.path)
+        elif not f"{entry.folder}/".startswith(own):
+            yield Member(entry.path, status.st_size)
+        elif image_name(entry.path) is not None:
+            left_out[IN_SHARDS].append(entry.path)
 
 
 # Splitting
