@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from lora_clip.errors import ConfigError, DataError, StorageError
+from lora_clip.errors import ConfigError, DataError, OutputError, StorageError
+from lora_clip.io import process
 from lora_clip.pack import pack as packing
 from lora_clip.pack.pack import Member, default_shards, list_images, pack, split, write_shard
 from lora_clip.sources.names import image_name
@@ -171,12 +172,14 @@ def test_what_is_not_packed_is_counted_and_named(images: Path, tmp_path: Path) -
     (images / "itself.jpg").symlink_to("itself.jpg")
     os.mkfifo(images / "pipe.jpg")
     (images / "c1" / "up").symlink_to("..")
+    (images / "c3").symlink_to("c1")
     result = run(images, tmp_path / "shards")
     assert result.returncode == 0, result.stderr
     assert "left out: 1 captions or json without an image, such as 'c0/lonely.txt'" in result.stdout
     assert "left out: 1 other files, such as 'README.md'" in result.stdout
     assert "left out: 3 broken links and special files, such as 'gone.jpg'" in result.stdout
     assert "left out: 1 links back to a folder that holds them, such as 'c1/up'" in result.stdout
+    assert "left out: 1 folders that have another name here too, such as 'c3'" in result.stdout
     assert sum(image_name(name) is not None for name in names(tmp_path / "shards")) == 23
 
 
@@ -266,11 +269,11 @@ def test_the_default_number_of_shards(images: int, size: int, cores: int, shards
 def test_a_later_run_keeps_the_number_of_shards_on_another_machine(tmp_path: Path) -> None:
     for i in range(150):
         save_image(tmp_path / "images" / f"{i}.bmp", i, side=2)
-    with patch.object(packing, "_cores", return_value=3):
+    with patch.object(process, "cores", return_value=3):
         assert len(pack(tmp_path / "images", tmp_path / "shards").shards) == 3
     reference = contents(tmp_path / "shards")
     (tmp_path / "shards" / "000001.tar").unlink()
-    with patch.object(packing, "_cores", return_value=1):
+    with patch.object(process, "cores", return_value=1):
         assert [shard.name for shard in pack(tmp_path / "images", tmp_path / "shards").written] == ["000001.tar"]
     assert contents(tmp_path / "shards") == reference
 
@@ -333,13 +336,14 @@ def test_after_kill_9_only_what_is_missing_is_written_and_the_end_is_the_same(
     slow_images: Path, tmp_path: Path, reference: dict[str, int], whole_group: bool
 ) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 40, "--workers", 2)
-    wait_for_shard(shards, 3, process)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    finish(process)
+    running = start(slow_images, shards, "--shards", 40, "--workers", 2)
+    wait_for_shard(shards, 3, running)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGKILL)
+    finish(running)
     assert not psutil.wait_procs(workers, timeout=5)[1], "workers outlive their parent"
-    (shards / "000039.tar.1.partial").write_bytes(b"as a worker leaves it that is killed with its parent")
+    for name in ("000039.tar.1.partial", ".000038.tar.1.tmp"):
+        (shards / name).write_bytes(b"as a worker leaves it that is killed with its parent")
     finished = {path.name: path.stat().st_ino for path in shards.glob("*.tar")}
     assert 0 < len(finished) < 40
     for path in shards.glob("*.tar"):
@@ -356,11 +360,11 @@ def test_ctrl_c_leaves_whole_tars_only_and_says_one_line(
     slow_images: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 40, "--workers", 2)
-    wait_for_shard(shards, 1, process)
-    os.killpg(process.pid, sent)
-    output, errors = finish(process)
-    assert process.returncode == 130 and output == ""
+    running = start(slow_images, shards, "--shards", 40, "--workers", 2)
+    wait_for_shard(shards, 1, running)
+    os.killpg(running.pid, sent)
+    output, errors = finish(running)
+    assert running.returncode == 130 and output == ""
     message = "interrupted: finished shards are kept; the same command goes on from there"
     assert errors.rstrip("\n").rpartition("\r")[2] == message and errors.count("\n") == 1, errors
     left = {path.name for path in shards.iterdir()}
@@ -383,13 +387,13 @@ def test_an_interrupt_never_strikes_inside_the_pool() -> None:
 
 def test_a_file_that_vanishes_on_the_way_is_named(slow_images: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 40, "--workers", 1)
-    wait_for_shard(shards, 0, process)
+    running = start(slow_images, shards, "--shards", 40, "--workers", 1)
+    wait_for_shard(shards, 0, running)
     (slow_images / "119.bmp").unlink()
-    _, errors = finish(process)
-    assert process.returncode == 2 and "Traceback" not in errors
+    _, errors = finish(running)
+    assert running.returncode == 2 and "Traceback" not in errors
     assert f"error: '{slow_images / '119.bmp'}' vanished" in errors
-    assert not (shards / "000039.tar").exists() and not list(shards.glob("*.partial"))
+    assert not (shards / "000039.tar").exists() and not list(shards.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("change", [b"", b"shorter", b"longer" * 1000])
@@ -450,22 +454,22 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(images: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_worker_ends_the_run_with_one_message(slow_images: Path, tmp_path: Path, sent: signal.Signals) -> None:
-    process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 2)
-    wait_for_shard(tmp_path / "shards", 1, process)
-    worker = next(p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline()))
+    running = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 2)
+    wait_for_shard(tmp_path / "shards", 1, running)
+    worker = next(p for p in psutil.Process(running.pid).children() if "spawn_main" in " ".join(p.cmdline()))
     worker.send_signal(sent)
-    _, errors = finish(process)
-    assert process.returncode == 2 and "error: a worker process was killed" in errors and "Traceback" not in errors
-    assert not list((tmp_path / "shards").glob("*.partial"))
+    _, errors = finish(running)
+    assert running.returncode == 2 and "error: a worker process was killed" in errors and "Traceback" not in errors
+    assert not list((tmp_path / "shards").glob("*.tmp"))
 
 
 def test_two_runs_into_one_folder_are_refused(slow_images: Path, tmp_path: Path) -> None:
-    process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 1)
-    wait_for_shard(tmp_path / "shards", 0, process)
-    with pytest.raises(DataError, match="another run is packing"):
+    running = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 1)
+    wait_for_shard(tmp_path / "shards", 0, running)
+    with pytest.raises(OutputError, match="another job is writing"):
         pack(slow_images, tmp_path / "shards")
-    _, errors = finish(process)
-    assert process.returncode == 0, errors
+    _, errors = finish(running)
+    assert running.returncode == 0, errors
 
 
 # Mistakes

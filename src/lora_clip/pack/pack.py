@@ -9,7 +9,6 @@ decided, so that a later run can tell a finished shard from a missing one, and t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +19,6 @@ import signal
 import stat
 import sys
 import tarfile
-import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -36,6 +34,9 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from tqdm import tqdm
 
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError
+from lora_clip.io import process
+from lora_clip.io.atomic import leftovers, replaced
+from lora_clip.io.lock import FolderLock
 from lora_clip.sources.names import extra_name, image_name
 from lora_clip.sources.walk import walk
 
@@ -130,7 +131,7 @@ def pack(
     """
     started = time.monotonic()
     images_dir, shards_dir = Path(images_dir), Path(shards_dir)
-    cores = _cores()
+    cores = process.cores()
     _check_numbers(shards, workers)
     _check_folders(images_dir, shards_dir)
     listing = list_images(images_dir, shards_dir)
@@ -157,10 +158,6 @@ def _check_folders(images_dir: Path, shards_dir: Path) -> None:
         raise DataError(f"SHARDS {shards_dir} is a file: name a folder for the tars, new or empty")
     if shards_dir.exists() and shards_dir.samefile(images_dir):
         raise DataError(f"IMAGES and SHARDS are both {images_dir}: name another folder for the tars")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # Listing
@@ -309,7 +306,7 @@ def write_shard(
 
     Raises DataError where a file is not as it was listed, StorageError where the tar cannot be written.
     """
-    with _whole_file(target) as file, _open_tar(file) as tar:
+    with replaced(target) as file, _open_tar(file) as tar:
         for member in members:
             _add(tar, images_dir, member)
             after(member)
@@ -367,36 +364,6 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _changed(path: Path) -> DataError:
     return DataError(f"{str(path)!r} changed while it was packed: let nothing else write to IMAGES")
-
-
-@contextmanager
-def _whole_file(target: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when all of it has reached the disk; raises StorageError where it cannot."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb", buffering=1 << 20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        _sync_folder(target.parent)
-    except LoraClipError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {target}: {error.strerror}; finished shards are kept: the same command goes on from there"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # In parallel
@@ -478,15 +445,7 @@ def _start_worker(stop: Any, done: Any) -> None:
     _stop, _done = stop, done
     # With SIGTERM the pool ends the workers that are left when one of them was killed.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A pool's workers outlive a parent that is killed, and would wait for it for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    process.end_with_parent()
 
 
 def _work(number: int, images_dir: Path, target: Path, members: list[Member]) -> None:
@@ -507,26 +466,20 @@ def _claimed(shards_dir: Path) -> Iterator[None]:
     is_new = not shards_dir.exists()
     try:
         shards_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(shards_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise StorageError(f"cannot make or open SHARDS {shards_dir}: {error.strerror}") from error
+        raise StorageError(f"cannot make SHARDS {shards_dir}: {error.strerror}") from error
+    lock = FolderLock(shards_dir)
+    removable = False
     try:
-        _lock(descriptor, shards_dir)
+        # Without locks two runs still do no harm: temporary files carry the process id.
+        lock.claim(insist=False)
+        removable = True
         yield
     finally:
-        os.close(descriptor)
+        lock.release(remove=removable)
         if is_new:
             with suppress(OSError):
                 shards_dir.rmdir()
-
-
-def _lock(descriptor: int, shards_dir: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(f"another run is packing into {shards_dir}: wait for it, or name another folder") from error
-    except OSError:
-        pass  # a file system without locks: partial files carry the process id, so two runs still do no harm
 
 
 def _is_finished(shards_dir: Path, shard: Shard) -> bool:
@@ -536,15 +489,16 @@ def _is_finished(shards_dir: Path, shard: Shard) -> bool:
 
 
 def _sweep(shards_dir: Path) -> None:
-    for path in shards_dir.glob("*.partial"):
-        if LEFTOVER.fullmatch(path.name):
-            with suppress(OSError):
-                path.unlink()
+    """Remove what runs that were killed left, before this version too."""
+    earlier = (path for path in shards_dir.glob("*.partial") if LEFTOVER.fullmatch(path.name))
+    for path in (*leftovers(shards_dir), *earlier):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _write_index(shards_dir: Path, shards: list[Shard]) -> None:
     content = {"written_by": WRITTEN_BY, "shards": [shard._asdict() for shard in shards]}
-    with _whole_file(shards_dir / INDEX) as file:
+    with replaced(shards_dir / INDEX) as file:
         file.write(json.dumps(content, indent=1).encode("ascii"))
 
 
