@@ -25,7 +25,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from lora_clip.errors import ConfigError, DataError, OutputError, StorageError
 from lora_clip.io import process
 from lora_clip.pack import pack as packing
-from lora_clip.pack.pack import Member, default_shards, list_images, pack, split, write_shard
+from lora_clip.pack import write
+from lora_clip.pack.listing import ListedFile, Listing, list_images
+from lora_clip.pack.pack import pack
+from lora_clip.pack.pool import interrupts_held
+from lora_clip.pack.report import next_command
+from lora_clip.pack.split import default_shards, split
+from lora_clip.pack.write import stored_size, tar_size, write_shard
 from lora_clip.sources.names import image_name
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pack.py"
@@ -225,16 +231,16 @@ def test_any_name_and_any_bytes_come_back_and_the_size_is_foreseen(
         relative = f"{number}/{name}.jpg"
         (root / relative).parent.mkdir(parents=True)
         (root / relative).write_bytes(data)
-        members.append(Member(relative, len(data)))
+        members.append(ListedFile(relative, len(data)))
         expected.append((relative, data))
     assert list_images(root, root / "none").samples == [(member,) for member in sorted(members)]
     write_shard(root, root / "one.tar", members)
     assert list(stored_in(root / "one.tar")) == expected
-    assert (root / "one.tar").stat().st_size == packing._tar_size(members)
+    assert (root / "one.tar").stat().st_size == tar_size(members)
     with tarfile.open(root / "one.tar", encoding="utf-8", errors="surrogateescape") as tar:
         last = tar.getmembers()[-1]
         end = last.offset_data + -(-last.size // 512) * 512
-    assert end == sum(map(packing._stored_size, members))
+    assert end == sum(map(stored_size, members))
 
 
 # How many shards
@@ -377,7 +383,7 @@ def test_an_interrupt_never_strikes_inside_the_pool() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     untouched = False
     try:
-        with pytest.raises(KeyboardInterrupt), packing._interrupts_held() as held:
+        with pytest.raises(KeyboardInterrupt), interrupts_held() as held:
             signal.raise_signal(signal.SIGINT)
             untouched = signal.SIGINT in signal.sigpending() & held
     finally:
@@ -398,7 +404,7 @@ def test_a_file_that_vanishes_on_the_way_is_named(slow_images: Path, tmp_path: P
 
 @pytest.mark.parametrize("change", [b"", b"shorter", b"longer" * 1000])
 def test_a_file_that_changes_on_the_way_is_named(images: Path, tmp_path: Path, change: bytes) -> None:
-    def list_then_change(*folders: Path) -> packing.Listing:
+    def list_then_change(*folders: Path) -> Listing:
         listing = list_images(*folders)
         (images / "c0" / "003.v2.jpg").write_bytes(change)
         return listing
@@ -413,16 +419,16 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: s
     path = tmp_path / "a.bmp"
     save_image(path, 0, side=1000)
     size = path.stat().st_size
-    read = packing._Source.read
+    read = write._InputFile.read
 
-    def change_then_read(source: packing._Source, wanted: int = -1, /) -> bytes:
+    def change_then_read(source: write._InputFile, wanted: int = -1, /) -> bytes:
         with path.open("r+b") as file:
             file.truncate({"shrink": size // 2, "grow": size + 1, "touch": size}[change])
         os.utime(path, (2, 2))
         return read(source, wanted)
 
-    with patch.object(packing._Source, "read", change_then_read), pytest.raises(DataError, match=r"a\.bmp' changed"):
-        write_shard(tmp_path, tmp_path / "000000.tar", [Member("a.bmp", size)])
+    with patch.object(write._InputFile, "read", change_then_read), pytest.raises(DataError, match=r"a\.bmp' changed"):
+        write_shard(tmp_path, tmp_path / "000000.tar", [ListedFile("a.bmp", size)])
     assert listed(tmp_path) == ["a.bmp"]
 
 
@@ -554,7 +560,7 @@ def test_the_next_command_survives_shell_and_hydra(tmp_path: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for name in ("plain", "a b", "{0..3}", "it's", 'say "x"', "a=b,c", "é"):
-        command = shlex.split(packing._next_command(tmp_path / name))
+        command = shlex.split(next_command(tmp_path / name))
         (override,) = OverridesParser.create().parse_overrides([command[3]])
         value = override.value()
         assert (getattr(value, "text", value), command[:2]) == (str(tmp_path / name), ["python", "predict.py"])
