@@ -16,6 +16,8 @@ CONFIG = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"
 class Own(pl.LightningModule):
     """A weight and a buffer that are the rank's number."""
 
+    buffer: torch.Tensor
+
     def configure_model(self) -> None:
         self.weight = torch.nn.Parameter(torch.full((3,), float(self.global_rank)), requires_grad=False)
         self.register_buffer("buffer", torch.full((3,), float(self.global_rank)))

@@ -27,7 +27,7 @@ HOSTILE = '<img src=x onerror="document.title=1">'
 
 @pytest.fixture(scope="module")
 def outputs() -> Path:
-    """A folder of three outputs: with the adapter, without it, and of strangers' pictures."""
+    """A folder of three outputs: with the adapter, without it, and of untrusted pictures."""
     folder = new_folder()
     shutil.copytree(uninterrupted("index=true"), folder / "adapted")
     shutil.copytree(uninterrupted("model=demo_base"), folder / "base")
@@ -121,7 +121,7 @@ def browse(url: str) -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_a_browser_shows_hits_a_switch_and_nothing_that_strangers_wrote(address: str) -> None:
+def test_a_browser_shows_hits_a_switch_and_nothing_that_the_data_brought(address: str) -> None:
     page = browse(f"{address}#{find('adapted', text='a red apple')}")
     assert page.count('aria-label="more like') == 24 and "24 nearest: a red apple" in page
     assert page.count('type="radio"') == 3 and 'alt="red apple"' in page

@@ -45,7 +45,7 @@ def test_a_point_is_read_from_what_its_job_left() -> None:
     read = sweep.read_point(uninterrupted(), "data.batch_size=64", 64, 0, ["data.batch_size=64"])
     run = json.loads((uninterrupted() / "manifest.json").read_text())["run"]
     assert read.state == "done" and read.images_per_second == run["images_per_second"] > 0
-    assert read.peak_bytes == run["peak_host_bytes"] > 1 << 26 and read.verdict == run["verdict"]
+    assert read.peak_bytes == run["peak_host_bytes"] > 1 << 26 and read.bottleneck == run["bottleneck"]
 
 
 @pytest.mark.parametrize(("status", "state"), [(12, "out of memory"), (-9, "out of memory"), (2, "failed (2)")])

@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app import launch
 from lora_clip.app.quiet import quiet_lightning
-from lora_clip.demo import DEMO
 from lora_clip.diagnose import summary
-from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
+from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.loading.stages import load_stages
@@ -31,22 +30,9 @@ from lora_clip.output.notes import take_notes
 from lora_clip.output.session import OutputSession
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
-from lora_clip.pixels.decode import DECODINGS
 from lora_clip.report.run import write_report
 from lora_clip.sources.base import Shard, Source, open_source
 from lora_clip.types import PreprocessSpec
-
-VALUES: dict[str, tuple[tuple[type, ...], str]] = {
-    "data.batch_size": ((int, str), "a number of images, 1 or more, or auto"),
-    "data.num_workers": ((int, str), "a number of processes, 0 or more, or auto"),
-    "data.limit": ((int, type(None)), "a number of images, 1 or more, or null for all"),
-    "model.compile": ((bool,), "true or false"),
-    "output_dir": ((str,), "a folder"),
-    "resume": ((bool,), "true or false"),
-    "index": ((bool,), "true or false"),
-    "max_reject_fraction": ((int, float), "a number from 0 to 1"),
-}
-"""What kind of value a key takes, where anything else would go wrong far from here."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,6 @@ def run(config: DictConfig) -> None:
     """
     started = time.time()
     quiet_lightning()
-    check(config)
     root = Path(config.output_dir).expanduser()
     monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
     trainer = launch.build_trainer(config.trainer, monitor.around(writer))
@@ -122,18 +107,10 @@ def add_index(root: Path) -> str:
 def find_model(config: DictConfig, device: torch.device) -> Model:
     """Where the configured model lies and how it is to be run, without loading it.
 
-    Raises ConfigError, ModelError or AdapterError.
+    Raises ModelError or AdapterError.
     """
-    base, adapter = config.model.base, config.model.adapter
-    if base is not None and adapter is not None and Path(adapter) == DEMO / "adapter":
-        raise ConfigError(
-            f"model.base={base} is given, but model.adapter is still the embedded demo's: "
-            "type model.adapter=… or, for the base model alone, model.adapter=null"
-        )
-    if config.output.dtype not in ("float16", "float32"):
-        raise ConfigError(f"output.dtype={config.output.dtype}: float16 or float32")
     dtype = resolve_dtype(config.model.dtype, device.type)
-    checkpoint = find_checkpoint(base, adapter)
+    checkpoint = find_checkpoint(config.model.base, config.model.adapter)
     return Model(checkpoint, load_spec(checkpoint.base_folder), dtype, config.output.dtype)
 
 
@@ -253,15 +230,3 @@ def _unsound(root: Path, verdict: Verdict) -> str:
         f"{root} is not complete and sound:\n{listed}{more}\nType the same command again for what is missing; "
         "for files that changed, delete them first"
     )
-
-
-def check(config: DictConfig) -> None:
-    """Raises ConfigError where a value is not of the kind that its key takes."""
-    for key, (kinds, wanted) in VALUES.items():
-        value = OmegaConf.select(config, key)
-        if type(value) not in kinds:
-            raise ConfigError(f"{key}={value}: give {wanted}")
-    if config.data.decode not in DECODINGS:
-        raise ConfigError(f"data.decode={config.data.decode}: {' or '.join(DECODINGS)}")
-    if not 0 <= config.max_reject_fraction <= 1:
-        raise ConfigError(f"max_reject_fraction={config.max_reject_fraction}: give a number from 0 to 1")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.diagnose.text import align, python
+from lora_clip.output.manifest import read_manifest
 from lora_clip.report.charts import Column, side_by_side
 
 OUT_OF_MEMORY_STATUS = (12, -9)
@@ -40,7 +41,7 @@ class Point:
     waiting_share: float | None = None
     peak_bytes: int | None = None
     predict_seconds: float | None = None
-    verdict: str = ""
+    bottleneck: str = ""
     overrides: tuple[str, ...] = ()
 
 
@@ -71,11 +72,11 @@ def read_point(folder: Path, name: str, batch_size: int | str, status: int, over
         return Point(name, batch_size, "out of memory", overrides=typed)
     if status != 0:
         return Point(name, batch_size, f"failed ({status})", overrides=typed)
-    run = json.loads((folder / "manifest.json").read_text())["run"]
+    run = (read_manifest(folder) or {})["run"]
     peak = run["peak_device_bytes"] or run["peak_host_bytes"]
     rate, waiting = run["images_per_second"], run["waiting_share"]
     resolved = run["batch_size"]
-    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["verdict"], typed)
+    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["bottleneck"], typed)
 
 
 def finish(folder: Path, points: Sequence[Point]) -> None:
@@ -86,7 +87,12 @@ def finish(folder: Path, points: Sequence[Point]) -> None:
         (folder / "sweep.svg").write_text(plot_points(points, best))
         print(f"\n{advice(best)}\nplot:     {folder / 'sweep.svg'}", flush=True)
         return
-    (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+    leave_nothing(folder)
+
+
+def leave_nothing(folder: Path) -> None:
+    """Take away what Hydra made for a sweep of which nothing came."""
+    (folder / "multirun.yaml").unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

@@ -116,12 +116,12 @@ def run_record(
         "decode": settings.decoding,
         "images_by_rank": [int(rank.images) for rank in ranks],
         "by_rank": figures.record(ranks),
-        "verdict": verdict_on(settings, ranks, machine),
+        "bottleneck": bottleneck_of(settings, ranks, machine),
     }
 
 
-def verdict_on(settings: Settings, ranks: Sequence[Counters], machine: Machine | None) -> str:
-    """What bound the run; empty where there was none."""
+def bottleneck_of(settings: Settings, ranks: Sequence[Counters], machine: Machine | None) -> str:
+    """The bottleneck of the run; empty where there was none."""
     if machine is None:
         return ""
     dtype = str(settings.dtype).removeprefix("torch.")
@@ -141,7 +141,7 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
 
 
 def _of_run(run: Mapping[str, Any]) -> list[str]:
-    """How fast it was, each rank's part of it, and what bound it."""
+    """How fast it was, each rank's part of it, and what was the bottleneck."""
     if not run.get("images_per_second"):
         return []
     rate = f"{run['images_per_second']:,.0f} images/s"
@@ -150,7 +150,7 @@ def _of_run(run: Mapping[str, Any]) -> list[str]:
     lines = [f"{run['images']:,} images in {run['wall_seconds']:,.1f} s ({rate})"]
     if len(run["by_rank"]) > 1:
         lines += [f"  {line}" for line in align(rank_table(run["by_rank"]))]
-    return lines + ([f"verdict:  {run['verdict']}"] if run["verdict"] else [])
+    return lines + ([f"{run['bottleneck']}"] if run["bottleneck"] else [])
 
 
 def rank_table(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
