@@ -12,8 +12,8 @@ import pytest
 from helpers.jobs import COMMAND, PROJECT, environment, lora_clip, new_folder, nursery, uninterrupted
 from lora_clip import __version__
 from lora_clip.app.command import COMMANDS
-from lora_clip.diagnose.text import command
 from lora_clip.search.index import read_record
+from lora_clip.terminal import command
 
 WITHOUT_EXTRA = """
 import sys

@@ -14,8 +14,8 @@ from types import ModuleType
 
 from lora_clip import __version__
 from lora_clip.app.exits import INTERRUPTED, USER_ERROR
-from lora_clip.diagnose.text import align
 from lora_clip.errors import LoraClipError
+from lora_clip.terminal import align
 
 DESCRIPTION = "Embed a whole image collection with a LoRA-adapted CLIP model, then search it."
 EMBED = "embed"

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_clip.diagnose.text import align, command
 from lora_clip.output.manifest import read_manifest
 from lora_clip.report.charts import Column, side_by_side
+from lora_clip.terminal import align, command
 
 OUT_OF_MEMORY_STATUS = (12, -9)
 """The job's own exit status for it, and the kernel's way of saying it."""

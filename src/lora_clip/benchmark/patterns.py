@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from lora_clip.benchmark.loops import POOL
 from lora_clip.benchmark.measure import Pattern
+from lora_clip.io.process import cores
 
 JOB = "this job"
 
@@ -31,13 +31,13 @@ def theirs(material: Material) -> list[Pattern]:
     """The report's variants and the peers; sentence-transformers only where it is installed."""
     gpus = torch.cuda.device_count()
     one, all_ = ("1 GPU", f"{gpus} GPUs" if gpus > 1 else "1 GPU") if gpus else ("CPU", "CPU")
-    cores = f"{len(os.sched_getaffinity(0))} processes"
+    processes = f"{cores()} processes"
     columns = [
         ("one-at-a-time", one, "none"),
         ("batches-one-at-a-time", one, "none"),
         ("thread-pool", all_, f"{POOL} threads"),
         ("thread-pool-of-batches", all_, f"{POOL} threads"),
-        ("data-loader", one, cores),
+        ("data-loader", one, processes),
         ("sentence-transformers", one, "none"),
     ]
     return [

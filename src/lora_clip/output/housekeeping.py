@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_clip.io.atomic import make_folder, storage_error, sync_folder
+from lora_clip.io.atomic import leftovers, make_folder, storage_error, sync_folder
 from lora_clip.output.layout import COMMIT_ORDER, SUFFIXES, Layout
 from lora_clip.output.ledger import CommittedRange, covers, prefix, work_of
 from lora_clip.output.snapshot import Snapshot
@@ -66,7 +66,7 @@ def _orphans(now: Snapshot) -> list[Path]:
         now.place(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
     }
     ours = {(folder, name) for folder, names in now.files.items() for name in names if _is_ours(folder, name)}
-    return [*(root / folder / name for folder, name in sorted(ours - claimed)), *root.glob(".*.tmp")]
+    return [*(root / folder / name for folder, name in sorted(ours - claimed)), *leftovers(root)]
 
 
 def _is_ours(folder: str, name: str) -> bool:
@@ -100,7 +100,7 @@ def clear(store: Store) -> None:
     """Delete everything this program wrote into the directory, and nothing else."""
     for folder in FOLDERS:
         shutil.rmtree(store.root / folder, ignore_errors=True)
-    for path in store.root.glob(".*.tmp"):
+    for path in leftovers(store.root):
         path.unlink()
     for name in FILES:
         (store.root / name).unlink(missing_ok=True)

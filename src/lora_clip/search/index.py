@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from lora_clip import extras
-from lora_clip.errors import ConfigError, OutputError
-from lora_clip.io.atomic import make_folder, storage_error, sync_folder, write_text
+from lora_clip.errors import ConfigError, OutputError, StorageError
+from lora_clip.io.atomic import make_folder, replaced, storage_error, write_text
 from lora_clip.output import provenance
 from lora_clip.output.rows import ROWS_AT_ONCE, Block, Rows
 from lora_clip.search.exact import NO_ROW, best, nearest
@@ -264,18 +263,15 @@ def _load(root: Path, found: IndexRecord) -> Any:
 def _save(root: Path, index: Any, made: IndexRecord) -> None:
     """Write the index, then the record that names it, then forget its predecessors."""
     folder = root / "index"
-    temporary = folder / f"{made.file}.tmp"
     try:
         make_folder(folder)
-        _faiss().write_index(index, str(temporary))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / made.file)
-        sync_folder(folder)
+        with replaced(folder / made.file) as file:
+            _faiss().write_index(index, file.name)
         write_text(folder / "index.json", json.dumps(asdict(made), indent=1) + "\n")
         for path in folder.glob("*.faiss*"):
             if path.name != made.file:
                 path.unlink()
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+    except RuntimeError as error:  # how FAISS says that the disk is full
+        raise storage_error(folder, OSError(str(error))) from error
+    except OSError as error:
+        raise error if isinstance(error, StorageError) else storage_error(folder, error) from error

@@ -53,9 +53,9 @@ def run(given: argparse.Namespace) -> int:
 
 def hint(collection: Collection) -> str:
     """How a large output is searched faster; empty where it is searched fast already."""
-    from lora_clip.diagnose.text import command
     from lora_clip.extras import SEARCH, how_to_install, installed
     from lora_clip.search.index import FLAT_BELOW
+    from lora_clip.terminal import command
 
     if collection.index is not None or len(collection) < FLAT_BELOW:
         return ""
