@@ -26,7 +26,7 @@ class FreshProcessLauncher(Launcher):
         from lora_clip.errors import ConfigError, LoraClipError
 
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise ConfigError("a sweep starts its own processes: type python predict.py -m trainer.devices=N … instead")
+            raise ConfigError("a sweep starts its own processes: type lora-clip embed -m trainer.devices=N … instead")
         configs = self._checked(job_overrides)
         typed = without_own_model(job_overrides)
         points = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from helpers.images import encode, jpeg, photo, write_tar
-from helpers.jobs import PROJECT, environment, new_folder, nursery, uninterrupted
+from helpers.jobs import COMMAND, environment, new_folder, nursery, uninterrupted
 from lora_clip.errors import OutputError
 from lora_clip.search import open_output
 from lora_clip.search.server import open_outputs
@@ -38,7 +37,7 @@ def outputs() -> Path:
 
 @pytest.fixture(scope="module")
 def address(outputs: Path) -> Iterator[str]:
-    line = [sys.executable, str(PROJECT / "scripts" / "serve.py"), str(outputs), "--port", "0"]
+    line = [*COMMAND, "serve", str(outputs), "--port", "0"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment()) as server:
         assert server.stdout is not None
         said = server.stdout.readline()

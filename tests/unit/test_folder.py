@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,7 +12,7 @@ from lora_clip.errors import DataError
 from lora_clip.loading.plan import take_inventory
 from lora_clip.sources import folder as folder_source
 from lora_clip.sources.base import Shard
-from lora_clip.sources.folder import FolderSource, walk
+from lora_clip.sources.folder import FolderSource
 from lora_clip.types import RawSample, WorkRange
 
 
@@ -71,25 +70,6 @@ def test_relative_and_absolute_spellings_are_one_folder(tmp_path: Path, monkeypa
     monkeypatch.chdir(fill(tmp_path, "a.jpg"))
     first = shards(Path())
     assert shards(tmp_path, first) == first and first[0].path == str(tmp_path)
-
-
-def test_linked_folders_are_followed_once_and_always_under_the_same_name(tmp_path: Path) -> None:
-    fill(tmp_path / "tree", "real/a.jpg", "z/b.jpg")
-    (tmp_path / "tree" / "alias").symlink_to("real")
-    (tmp_path / "tree" / "real" / "up").symlink_to("..")
-    for order in (sorted, lambda entries: sorted(entries, reverse=True)):
-        with patch.object(os, "walk", lambda root, followlinks, order=order: _walk_in(root, order)):
-            assert sorted(walk(str(tmp_path / "tree"))) == ["alias/a.jpg", "z/b.jpg"]
-    assert sorted(walk(str(tmp_path / "tree"))) == ["alias/a.jpg", "z/b.jpg"]
-
-
-def _walk_in(root: str, order: Callable[[Iterable[str]], list[str]]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """os.walk with links followed, on a file system that lists in the given order."""
-    names = order(entry.name for entry in Path(root).iterdir())
-    subfolders = [name for name in names if Path(root, name).is_dir()]
-    yield root, subfolders, [name for name in names if name not in subfolders]
-    for name in subfolders:
-        yield from _walk_in(f"{root}/{name}", order)
 
 
 def test_what_is_no_file_is_a_reject_and_blocks_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Exit status: 0 done; 1 an error of ours; 2 something to correct; 12 out of memor
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import re
@@ -21,6 +20,8 @@ from lora_clip.app.mistakes import check_arguments, configuration_message, with_
 from lora_clip.app.usage import help_text
 from lora_clip.config import check, register
 from lora_clip.errors import DataError, LoraClipError, StorageError, TooManyRejectsError
+from lora_clip.extras import SEARCH, require
+from lora_clip.io.process import end_with_parent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,14 +30,13 @@ USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
 EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
 """Errors that may come to one rank alone, and so are said by that rank."""
 SECONDS_FOR_RANK_0 = 5.0
-DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; a KeyboardInterrupt, because that is the interruption that Lightning unwinds from."""
 
 
-def main(predict: Callable[[], Any], program: str = "python predict.py") -> NoReturn:
+def main(predict: Callable[[], Any], program: str = "lora-clip embed") -> NoReturn:
     """Run the Hydra entry and exit with its status; `program` is what was typed for it."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(program), end="")
@@ -47,7 +47,8 @@ def main(predict: Callable[[], Any], program: str = "python predict.py") -> NoRe
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, on_sigterm)
     sys.unraisablehook = on_unraisable
-    _die_with_launcher()
+    if "LOCAL_RANK" in os.environ:
+        end_with_parent()  # a rank whose launcher was killed must not go on writing
     register()
     with guard():
         if not _is_child():
@@ -61,6 +62,8 @@ def run_job(config: DictConfig) -> None:
     """Run the job that the configuration describes; what is wrong in it is said before anything heavy is imported."""
     with guard():
         check(config)
+        if config.index:
+            require(SEARCH, "faiss")
         from lora_clip.app.job import run
 
         run(config)
@@ -106,12 +109,6 @@ def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _is_child() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-def _die_with_launcher() -> None:
-    """A rank whose launcher was killed must not go on writing; elsewhere than on Linux it ends at the next barrier."""
-    if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
-        ctypes.CDLL(None).prctl(DEATH_SIGNAL_OPTION, signal.SIGKILL)
 
 
 def _report(error: BaseException) -> int:

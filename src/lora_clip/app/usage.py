@@ -39,10 +39,10 @@ Exit status: 0 done, 2 something to correct (one message says what), 12 out of m
 PAGE = """\
 # Configuration
 
-What can be typed after `python predict.py`, as `key=value`. This page is made from
+What can be typed after `lora-clip embed`, as `key=value`. This page is made from
 [the schema](../src/lora_clip/config.py) by `{regenerate}`.
 
-- `python predict.py --help` shows the same keys; `--cfg job`, after other arguments, prints what they amount to.
+- `lora-clip embed --help` shows the same keys; `--cfg job`, after other arguments, prints what they amount to.
 - `null` stands for nothing, `[a,b]` is a list. A value with one of `{{ }} [ ] ( ) , : =` or a blank in it goes into two
   pairs of quotes: `'data.shards="/data/{{00000..00056}}.tar"'`.
 - `debug=small`: {small}.

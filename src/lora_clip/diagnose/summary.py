@@ -13,7 +13,6 @@ import torch
 
 from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
-from lora_clip.diagnose.text import align, python
 from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapters import AdapterSummary
@@ -23,6 +22,7 @@ from lora_clip.monitor.progress import Counters, total
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
 from lora_clip.sources.base import count_extensions
+from lora_clip.terminal import align, command
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
@@ -135,8 +135,8 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     lines.append(f"verified: {counts(verdict)}")
     lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
-    lines += [f"prove:    {python()} scripts/verify.py {root}"]
-    lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']
+    lines += [f"prove:    {command('verify', root.absolute())}"]
+    lines += [f"search:   {command('search', root.absolute(), 'a red apple')}"]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""An output against its input, long after the job: what `scripts/verify.py` does."""
+"""An output against its input, long after the job: what `lora-clip verify` does."""
 
 from __future__ import annotations
 

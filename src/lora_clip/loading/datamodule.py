@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from functools import partial
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lora_clip.io.process import end_with_parent
 from lora_clip.loading.dataset import PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
 from lora_clip.loading.plan import RankPlan
@@ -98,11 +97,4 @@ def _prepare_worker(niceness: int, _: int) -> None:
     os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None  # errors go to the main process; only its sudden end would be complained of here
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent: PyTorch's own watch waits for ever where a full pipe holds the worker."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with_parent()

@@ -6,6 +6,7 @@ A new source is one file here and one line in `registry.py`: docs/extending.md s
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -113,8 +114,12 @@ def _made(kind: str, location: Any, image_keys: tuple[str, ...] | None) -> Sourc
 
 
 def numbered(paths: Iterable[str], known: Sequence[Shard]) -> Iterator[tuple[int, str, Shard | None]]:
-    """Id, path and the record of an earlier run of each file: first the known ones that are still there, then new."""
-    present = dict.fromkeys(paths)
+    """Id, path and the record of an earlier run of each file: first the known ones that are still there, then new.
+
+    A file that is found under another name than then, by a link, is the known one.
+    """
+    by_real = {os.path.realpath(shard.path): shard.path for shard in known}
+    present = dict.fromkeys(by_real.get(os.path.realpath(path), path) for path in paths)
     by_path = {shard.path: shard for shard in known}
     for earlier in sorted((by_path[path] for path in present if path in by_path), key=lambda shard: shard.id):
         yield earlier.id, earlier.path, earlier

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.sources.walk import Entry, walk
 
 
 def expand(patterns: Any) -> list[str]:
@@ -63,13 +65,20 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _tars_below(folder: str) -> list[str]:
-    found = sorted(str(path) for path in Path(folder).rglob("*.tar") if path.is_file() or path.is_symlink())
+    entries = (entry for entry in walk(folder) if entry.path.endswith(".tar"))
+    found = sorted(str(Path(folder, entry.path)) for entry in entries if _may_be_tar(entry))
     if not found:
         raise DataError(
             f"data.shards={folder} is a folder without a .tar file: "
             f"for a folder of images type data=folder data.folder={folder}"
         )
     return found
+
+
+def _may_be_tar(entry: Entry) -> bool:
+    """A file, or a link that leads nowhere, of which reading will say so; a pipe would make us wait for ever."""
+    status = entry.status()
+    return status is None or stat.S_ISREG(status.st_mode)
 
 
 def _local(pattern: str) -> str:

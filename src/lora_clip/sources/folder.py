@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from lora_clip.errors import DataError
 from lora_clip.sources.base import Shard, listing_entry, next_id
 from lora_clip.sources.names import EXTRA_EXTENSIONS, image_name, webdataset_extension
+from lora_clip.sources.walk import walk
 from lora_clip.types import RawSample, WorkRange
 
 KIND = "folder"
@@ -51,7 +51,7 @@ class FolderSource:
     def _images(self, root: str) -> tuple[list[str], Counter[str]]:
         taken: list[str] = []
         left_out: Counter[str] = Counter()
-        for name in walk(root):
+        for name in (entry.path for entry in walk(root)):
             if image_name(name, self.image_keys) is not None:
                 taken.append(name)
             elif image_name(name) is not None:
@@ -118,21 +118,3 @@ def _size(root: str, name: str) -> int:
         return Path(root, name).stat().st_size
     except OSError:
         return 0
-
-
-def walk(root: str) -> Iterator[str]:
-    """The paths of all files below `root`, relative to it; linked folders are followed, each real folder once.
-
-    Folders come in sorted order, so that a folder with two names is always found under the same one.
-    """
-    visited: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        prefix = "" if relative == "." else f"{relative}/"
-        yield from (prefix + name for name in names)
