@@ -13,17 +13,17 @@ import lora_clip
 SOURCE = Path(lora_clip.__file__).parent
 FLOORS = (
     {"errors", "demo", "__init__"},
-    {"types", "config"},
+    {"types", "terminal", "extras"},
     {"io"},
     {"sources", "pixels", "models", "output"},
-    {"loading", "pack", "inspection"},
+    {"config", "loading", "pack", "inspection"},
     {"monitor"},
     {"diagnose"},
-    {"search"},
-    {"compare"},
     {"report"},
+    {"search"},
+    {"evaluate"},
+    {"compare", "benchmark"},
     {"app"},
-    {"benchmark"},
     {"__main__"},
 )
 """From the ground up; a room knows those below it, and none beside it."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.embeddings import vectors, write_output
-from lora_clip.errors import DataError
-from lora_clip.evaluate.figures import figures
+from lora_clip.errors import ConfigError, DataError
+from lora_clip.evaluate.figures import IMAGE_TO_TEXT, TEXT_TO_IMAGE, figures
 from lora_clip.evaluate.ranks import NO_TEXT, Ranks, rank
-from lora_clip.evaluate.texts import texts_of
+from lora_clip.evaluate.texts import Asked, Wanted, texts_of
 from lora_clip.output.rows import Rows
 
 
@@ -66,11 +69,63 @@ def test_an_interval_holds_its_figure_and_narrows_with_more_queries() -> None:
     assert few.low <= 0.5 <= few.high and many.high - many.low < few.high - few.low
 
 
+def test_a_text_with_several_images_has_the_precision_of_the_definition() -> None:
+    images_ND = np.eye(4, dtype=np.float32)
+    texts_QD = np.array([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]], np.float32)
+    found = figures(rank(texts_QD, np.array([0, 1, 0, NO_TEXT]), lambda: [images_ND]))
+    values = {(figure.direction, figure.name): figure.value for figure in found}
+    first = (1 / 1 + 2 / 3) / 2  # its images come first and third
+    assert values[TEXT_TO_IMAGE, "mAP"] == pytest.approx((first + 1 / 3) / 2)
+    assert values[IMAGE_TO_TEXT, "mAP"] == pytest.approx((1 + 1 / 2 + 1) / 3)  # the second image's text comes second
+    assert values[TEXT_TO_IMAGE, "median rank"] == 2
+
+
+def test_an_interval_is_that_of_resampling_query_by_query() -> None:
+    ranks_Q = np.random.default_rng(1).geometric(0.2, 301)
+    rng = np.random.default_rng(2)
+    drawn = [ranks_Q[rng.integers(0, len(ranks_Q), len(ranks_Q))] for _ in range(4000)]
+    found = {figure.name: figure for figure in figures(Ranks(ranks_Q, 1 / ranks_Q, ranks_Q))[:5]}
+    of_ranks = {
+        "recall@5": [(ranks_Q <= 5).mean() for ranks_Q in drawn],
+        "median rank": [np.median(ranks_Q) for ranks_Q in drawn],
+        "mAP": [(1 / ranks_Q).mean() for ranks_Q in drawn],
+    }
+    for name, values in of_ranks.items():
+        low, high = np.quantile(values, (0.025, 0.975))
+        assert found[name].low == pytest.approx(low, abs=0.02) and found[name].high == pytest.approx(high, abs=0.02)
+    assert found["median rank"].value == np.median(ranks_Q)
+    even = figures(Ranks(np.array([1, 2, 5, 9]), np.ones(4), np.array([1, 2])))
+    assert even[3].value == 3.5
+
+
+def output_with_labels(root: Path) -> Rows:
+    """Six rows in two shards, of three labels; the last row has none."""
+    rows = Rows(write_output(root, {0: vectors(3), 4: vectors(3, seed=1)}))
+    told = ["cat", "dog", 7, "cat", " dog "]
+    labels = [*(json.dumps({"label": label}) for label in told), "[broken"]
+    for block, mine in zip(rows.blocks.values(), (labels[:3], labels[3:]), strict=True):
+        table = pq.read_table(block.metadata)
+        at = table.schema.get_field_index("metadata")
+        pq.write_table(table.set_column(at, "metadata", pa.array(mine, pa.string())), block.metadata)
+    return rows
+
+
 def test_texts_are_captions_or_a_field_of_the_metadata(tmp_path: Path) -> None:
-    rows = Rows(write_output(tmp_path, {0: vectors(3), 4: vectors(2)}))
-    texts, text_of_N = texts_of(rows, "caption", 100)
-    assert len(texts) == 5 and sorted(text_of_N.tolist()) == [0, 1, 2, 3, 4]
-    drawn, text_of_N = texts_of(rows, "caption", 2)
-    assert len(drawn) == 2 and (text_of_N == NO_TEXT).sum() == 3
+    rows = output_with_labels(tmp_path)
+    captions = texts_of(rows, rows.ids(), Wanted())
+    assert len(captions.texts) == 6 and sorted(captions.text_of_N.tolist()) == [0, 1, 2, 3, 4, 5]
+    labels = texts_of(rows, rows.ids(), Wanted("label", "a {}"))
+    assert labels == Asked(["a 7", "a cat", "a dog"], labels.text_of_N)
+    assert labels.text_of_N.tolist() == [1, 2, 0, 1, 2, NO_TEXT]
+    drawn = texts_of(rows, rows.ids(), Wanted(most=2))
+    assert len(drawn.texts) == 2 and (drawn.text_of_N == NO_TEXT).sum() == 4
     with pytest.raises(DataError, match="--by FIELD"):
-        texts_of(rows, "label", 100)
+        texts_of(rows, rows.ids(), Wanted("colour"))
+    with pytest.raises(ConfigError, match="a photo of a"):
+        Wanted(template="a photo")
+
+
+def test_texts_of_some_rows_are_theirs_in_their_order(tmp_path: Path) -> None:
+    rows = output_with_labels(tmp_path)
+    some = texts_of(rows, rows.ids()[[4, 0]], Wanted("label"))
+    assert some.texts == ["cat", "dog"] and some.text_of_N.tolist() == [1, 0]

@@ -26,6 +26,7 @@ COMMANDS = {
     "index": "Build the search index of an output, or bring it up to date.",
     "search": "Search an output with texts, image files, or its own images.",
     "serve": "Open a search page over outputs on this machine.",
+    "evaluate": "Tell how well the captions or labels of an output find its images, and images their texts.",
     "compare": "Show what changed between two outputs over the same images.",
     "benchmark": "Measure the job beside the loops that people write.",
     "completion": "Print what completes commands and keys in a shell.",

@@ -1,4 +1,4 @@
-"""`lora-clip evaluate OUTPUT`: how well the texts of an output find its images, and the images their texts."""
+"""How well the texts of an output find its images, and the images their texts."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lora_clip.diagnose.text import align
 from lora_clip.evaluate.figures import Figure, figures
-from lora_clip.evaluate.ranks import rank
-from lora_clip.evaluate.texts import CAPTION, texts_of
+from lora_clip.evaluate.ranks import Ranks, rank
+from lora_clip.evaluate.texts import Asked, Wanted, texts_of
 from lora_clip.search.collection import Collection
+from lora_clip.terminal import align
 
-MOST_TEXTS = 5000
-"""Texts that are asked for, as in the usual 5,000-image test sets; more are drawn from, so that cost stays bounded."""
+ROWS_AT_ONCE = 4096
+"""Images whose cosines to all texts are held at a time: 80 MB with 5,000 texts."""
 HEADER = ("direction", "figure", "value", "95 % interval", "queries")
 
 
-def evaluate(
-    collection: Collection, by: str = CAPTION, template: str = "{}", most: int = MOST_TEXTS
-) -> Sequence[Figure]:
-    """The retrieval figures of an output.
+def evaluate(collection: Collection, wanted: Wanted) -> Sequence[Figure]:
+    """The retrieval figures of an output. Raises DataError where no image has a text."""
+    ids_N = collection.rows.ids()
+    return figures(ranks_of(collection, ids_N, texts_of(collection.rows, ids_N, wanted)))
 
-    `template` makes a text of a label: "a photo of a {}". Raises DataError where no image has a text.
-    """
-    texts, text_of_N = texts_of(collection.rows, by, most)
-    texts_QD = collection.encoder.text([template.replace("{}", text) for text in texts])
+
+def ranks_of(collection: Collection, ids_N: np.ndarray, asked: Asked) -> Ranks:
+    """At which rank the texts find their images among these rows, and the images their texts."""
 
     def parts() -> Iterator[np.ndarray]:
-        return (part_ND for _, part_ND in collection.rows.stream())
+        for at in range(0, len(ids_N), ROWS_AT_ONCE):
+            yield collection.rows.embeddings(ids_N[at : at + ROWS_AT_ONCE])
 
-    return figures(rank(texts_QD, text_of_N, parts))
+    return rank(collection.load_encoder().text(asked.texts), asked.text_of_N, parts)
 
 
 def table(found: Sequence[Figure]) -> str:
@@ -39,6 +39,5 @@ def table(found: Sequence[Figure]) -> str:
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
-    form = "{:.1f}" if figure.name == "median rank" else "{:.3f}"
-    value, low, high = map(form.format, (figure.value, figure.low, figure.high))
+    value, low, high = map(figure.written, (figure.value, figure.low, figure.high))
     return figure.direction, figure.name, value, f"{low} to {high}", f"{figure.queries:,}"

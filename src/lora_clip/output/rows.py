@@ -74,6 +74,10 @@ class Rows:
         """D, of every embedding."""
         return int(next(iter(self.blocks.values())).load().shape[1])
 
+    def ids(self) -> np.ndarray:
+        """The ids (N,) of all rows, ascending."""
+        return np.concatenate([row_ids(block.shard, np.arange(block.rows)) for block in self.blocks.values()])
+
     def stream(self, start: Mapping[int, int] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids (N,) and embeddings (N, D) float32, in parts; with `start`, from that row of each shard on."""
         for block in self.blocks.values():

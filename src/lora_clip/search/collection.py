@@ -92,6 +92,10 @@ class Collection:
     @cached_property
     def encoder(self) -> QueryEncoder:
         """The model that made the embeddings. Raises OutputError where another one is found in its place."""
+        return self.load_encoder()
+
+    def load_encoder(self) -> QueryEncoder:
+        """The same, loaded anew and not kept: for who asks many outputs once, each with a model of its own."""
         return QueryEncoder.of(self.manifest, *self._places)
 
     def search(self, query: Query, k: int = HITS) -> list[Hit]:

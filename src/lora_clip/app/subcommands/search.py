@@ -26,12 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=positive, default=HITS, help=f"hits of each query (default: {HITS})")
     parser.add_argument("--json", action="store_true", help="print JSON; a page is then written only with --output")
     parser.add_argument("--output", type=Path, help="the contact sheet's file (default: OUTPUT/search.html)")
+    add_places(parser)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """What says where a model lies now that has been moved."""
     parser.add_argument("--base", help="where the base model lies now (default: where it was)")
     parser.add_argument("--adapter", help="where the adapter lies now (default: where it was)")
 
 
 def positive(text: str) -> int:
-    """A number of hits."""
+    """A number of things."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a number, 1 or more")
     return int(text)
