@@ -27,7 +27,7 @@ COMMANDS = {
     "search": "Search an output with texts, image files, or its own images.",
     "serve": "Open a search page over outputs on this machine.",
     "evaluate": "Tell how well the captions or labels of an output find its images, and images their texts.",
-    "compare": "Show what changed between two outputs over the same images.",
+    "compare": "Show which of several outputs finds best, and what changed between two.",
     "benchmark": "Measure the job beside the loops that people write.",
     "completion": "Print what completes commands and keys in a shell.",
 }

@@ -1,1 +1,1 @@
-"""Two outputs over the same images: what an adapter changed."""
+"""Outputs over the same images: which finds best, and what an adapter changed."""

@@ -1,99 +1,131 @@
-"""How two outputs over the same images differ: cosines, neighbours, and what captions find."""
+"""How outputs over the same images differ: what texts find in each, cosines and neighbours between two of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lora_clip.compare.pairs import Pairs
-from lora_clip.errors import LoraClipError
+from lora_clip.compare.intersection import common
+from lora_clip.compare.names import name_roots
+from lora_clip.errors import DataError, LoraClipError
+from lora_clip.evaluate.figures import Figure, figures
+from lora_clip.evaluate.ranks import Ranks
+from lora_clip.evaluate.run import ranks_of
+from lora_clip.evaluate.texts import Asked, Wanted, texts_of
+from lora_clip.output.rows import ROWS_AT_ONCE
 from lora_clip.search.collection import Collection
+from lora_clip.search.exact import NO_ROW
 from lora_clip.search.index import without
 
 NEIGHBOURS = 10
 SAMPLE = 2000
-RANKS = (1, 5, 10)
-"""The k of recall@k."""
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Of sampled images the nearest others, as the first output's row ids (S, k), and how many are the same in both."""
+class Output:
+    """One of the outputs, and what was measured of it.
 
-    sampled: Pairs
-    first_SK: np.ndarray
-    second_SK: np.ndarray
-    same_S: np.ndarray
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Of sampled captions the rank (S,) at which each output finds an image so called, from 1; 0: not among the first.
-
-    `ids_S` are the first output's rows that the captions belong to.
+    `ids_N` are its rows of the common images, in the order of all outputs; a place is a number in that order. `near_SK`
+    are the places of the nearest others of sampled images, NO_ROW where not all outputs hold the image. Where texts
+    could not be asked for, `ranks` is None, `figures` is empty, and `trouble` says why.
     """
 
-    captions: list[str]
-    ids_S: np.ndarray
-    first_S: np.ndarray
-    second_S: np.ndarray
+    name: str
+    collection: Collection
+    ids_N: np.ndarray
+    near_SK: np.ndarray
+    ranks: Ranks | None = None
+    figures: Sequence[Figure] = ()
+    trouble: str = ""
 
-    def at(self, ranks_S: np.ndarray, k: int) -> float:
-        """The share of captions that find their image among the first k."""
-        return float(((ranks_S > 0) & (ranks_S <= k)).mean())
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs over the same images, in the order in which they were named.
+
+    `sampled_S` are the places whose neighbours are looked at; `asked` is None where `trouble` says why no text is asked
+    for.
+    """
+
+    outputs: Sequence[Output]
+    sampled_S: np.ndarray
+    asked: Asked | None
+    trouble: str = ""
+
+    @property
+    def images(self) -> int:
+        """How many images all outputs hold."""
+        return len(self.outputs[0].ids_N)
 
 
-def cosines(first: Collection, second: Collection, pairs: Pairs) -> np.ndarray | None:
-    """The cosine (N,) between each image's two embeddings; None where their widths differ and nothing can be said."""
-    if first.rows.width != second.rows.width:
-        return None
-    parts = [
-        np.einsum("nd,nd->n", first.rows.embeddings(first_N), second.rows.embeddings(second_N))
-        for first_N, second_N in pairs.parts()
+def measure(collections: Sequence[Collection], wanted: Wanted) -> Comparison:
+    """Measure each output on the images that all hold. Raises OutputError where there are none."""
+    ids = common(collections)
+    count = len(ids[0])
+    sampled_S = np.sort(np.random.default_rng(0).choice(count, min(count, SAMPLE), replace=False))
+    asked, trouble = _asked(collections[0], ids[0], wanted)
+    names = name_roots([collection.root for collection in collections])
+    outputs = [
+        _measure(name, collection, ids_N, sampled_S, asked)
+        for name, collection, ids_N in zip(names, collections, ids, strict=True)
     ]
-    return np.concatenate(parts)
+    return Comparison(outputs, sampled_S, asked, trouble)
 
 
-def neighbours(first: Collection, second: Collection, pairs: Pairs) -> Neighbours:
-    """How many of the ten nearest neighbours of sampled images are the same in both outputs."""
-    sampled = pairs.sample(SAMPLE)
-    first_SK = _nearest(first, sampled.first_N)
-    in_first = dict(zip(pairs.second_N.tolist(), pairs.first_N.tolist(), strict=True))
-    found_SK = _nearest(second, sampled.second_N)
-    second_SK = np.array([[in_first.get(id_, -1) for id_ in line] for line in found_SK.tolist()], np.int64)
-    same = [len(set(one) & set(other)) for one, other in zip(first_SK.tolist(), second_SK.tolist(), strict=True)]
-    return Neighbours(sampled, first_SK, second_SK.reshape(found_SK.shape), np.array(same))
-
-
-def _nearest(collection: Collection, ids_S: np.ndarray) -> np.ndarray:
-    k = min(NEIGHBOURS, len(collection) - 1)
-    found = collection.nearest_ids(collection.rows.embeddings(ids_S), k + 1)
-    return without(*found, ids_S, k)[1]
-
-
-def recall(first: Collection, second: Collection, pairs: Pairs) -> Recall | str:
-    """At which rank sampled captions find an image of that caption in each output; or why that cannot be told."""
-    sampled = pairs.sample(SAMPLE)
-    captions = [(row["caption"] or "").strip() for row in first.rows.metadata(sampled.first_N)]
-    captioned = np.array([bool(caption) for caption in captions])
-    if not captioned.any():
-        return "The images have no captions, so what a text finds cannot be told."
-    texts = [caption for caption in captions if caption]
+def _asked(first: Collection, ids_N: np.ndarray, wanted: Wanted) -> tuple[Asked | None, str]:
+    """The texts, the same for all outputs; or why there are none."""
     try:
-        ranks = [_ranks(collection, texts) for collection in (first, second)]
-    except LoraClipError as error:
-        return f"What the captions find cannot be told: {error}"
-    return Recall(texts, sampled.first_N[captioned], *ranks)
+        return texts_of(first.rows, ids_N, wanted), ""
+    except DataError as error:
+        return None, f"What texts find cannot be told: {error}"
 
 
-def _ranks(collection: Collection, texts: list[str]) -> np.ndarray:
-    """The rank (S,) of the first image that has the caption which is searched for; 0 where none is near enough."""
-    k = max(RANKS)
-    _, ids_SK = collection.nearest_ids(collection.encoder.text(texts), k)
-    known = np.unique(ids_SK[ids_SK >= 0])
-    called = dict(zip(known.tolist(), (row["caption"] for row in collection.rows.metadata(known)), strict=True))
-    found = [
-        [(called.get(id_) or "").strip() == text for id_ in line] for text, line in zip(texts, ids_SK, strict=True)
-    ]
-    return np.array([line.index(True) + 1 if True in line else 0 for line in found])
+def _measure(
+    name: str, collection: Collection, ids_N: np.ndarray, sampled_S: np.ndarray, asked: Asked | None
+) -> Output:
+    near_SK = neighbours(collection, ids_N, sampled_S)
+    if asked is None:
+        return Output(name, collection, ids_N, near_SK)
+    try:
+        ranks = ranks_of(collection, ids_N, asked)
+    except LoraClipError as error:  # its model has gone: the rest can still be told
+        return Output(name, collection, ids_N, near_SK, trouble=f"What texts find in {name} cannot be told: {error}")
+    return Output(name, collection, ids_N, near_SK, ranks, figures(ranks))
+
+
+def neighbours(collection: Collection, ids_N: np.ndarray, sampled_S: np.ndarray) -> np.ndarray:
+    """The places (S, k) of the nearest others of sampled images; NO_ROW for what is not among the common ones."""
+    own_S = ids_N[sampled_S]
+    k = min(NEIGHBOURS, len(collection) - 1)
+    _, found_SK = without(*collection.nearest_ids(collection.rows.embeddings(own_S), k + 1), own_S, k)
+    order_N = np.argsort(ids_N)
+    places_SK = order_N[np.searchsorted(ids_N, found_SK, sorter=order_N).clip(max=len(ids_N) - 1)]
+    return np.where(ids_N[places_SK] == found_SK, places_SK, NO_ROW)
+
+
+def kept(first: Output, second: Output) -> np.ndarray:
+    """How many of each sampled image's nearest others are the same in both outputs (S,)."""
+    same_SKK = first.near_SK[:, :, None] == second.near_SK[:, None, :]
+    return (same_SKK & (first.near_SK != NO_ROW)[:, :, None]).sum(axis=(1, 2))
+
+
+def cosines(first: Output, second: Output) -> np.ndarray | None:
+    """The cosine (N,) between each image's two embeddings; None where their widths differ and nothing can be said."""
+    one, other = first.collection.rows, second.collection.rows
+    if one.width != other.width:
+        return None
+    parts = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(first.ids_N), ROWS_AT_ONCE)]
+    return np.concatenate(
+        [
+            np.einsum("nd,nd->n", one.embeddings(first.ids_N[part]), other.embeddings(second.ids_N[part]))
+            for part in parts
+        ]
+    )
+
+
+def quantiles(cosines_N: np.ndarray) -> tuple[float, float, float]:
+    """The median between the two ends of what nine of ten lie between."""
+    low, median, high = np.quantile(cosines_N, (0.05, 0.5, 0.95)).tolist()
+    return low, median, high
