@@ -20,10 +20,10 @@ from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.models.adapters import AdapterSummary, summarise
+from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
-from lora_clip.models.clip import DTYPES, Normalisation, resolve_dtype
-from lora_clip.models.module import ClipEmbedder
-from lora_clip.models.preprocess import load_spec
+from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
+from lora_clip.models.module import EmbeddingModule
 from lora_clip.monitor.callback import Monitor
 from lora_clip.output.ledger import covers, prefix, prefix_length
 from lora_clip.output.manifest import build_manifest, read_manifest, write_manifest
@@ -92,7 +92,7 @@ def run(config: DictConfig) -> None:
     source = open_source(config.data)
     settings = resolve_settings(config, root, model, trainer)
     data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding)
-    embedder = build_embedder(model, config.model.compile)
+    embedder = build_embedder(model, settings.batch_size, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
         return
@@ -101,7 +101,7 @@ def run(config: DictConfig) -> None:
         if job.plan.images or launch.torchrun_shape():
             data.plan = job.plan
             monitor.clear(timelines=job.plan.images > 0)
-            monitor.opening = lambda adapter: summary.opening(job.settings, job.inventory, job.plan, adapter)
+            monitor.opening = lambda adapter: _opening(job, embedder, adapter)
             launch.predict(trainer, embedder, data)
         finish(job, session, monitor, embedder, started)
         if config.index:
@@ -123,6 +123,7 @@ def find_model(config: DictConfig, device: torch.device) -> Model:
 
     Raises ConfigError, ModelError or AdapterError.
     """
+    _check_single(config.model)
     base, adapter = config.model.base, config.model.adapter
     if base is not None and adapter is not None and Path(adapter) == DEMO / "adapter":
         raise ConfigError(
@@ -133,7 +134,22 @@ def find_model(config: DictConfig, device: torch.device) -> Model:
         raise ConfigError(f"output.dtype={config.output.dtype}: float16 or float32")
     dtype = resolve_dtype(config.model.dtype, device.type)
     checkpoint = find_checkpoint(base, adapter)
-    return Model(checkpoint, load_spec(checkpoint.base_folder), dtype, config.output.dtype)
+    spec = find_family(checkpoint.base_folder).load_spec(checkpoint.base_folder)
+    return Model(checkpoint, spec, dtype, config.output.dtype)
+
+
+def _check_single(model: DictConfig) -> None:
+    """Raises ConfigError where a key of the model holds several values, or something else than a name."""
+    for key, value in ((str(key), model[key]) for key in model if not OmegaConf.is_missing(model, key)):
+        if key == "adapter" and OmegaConf.is_list(value) and len(value) > 0:
+            raise ConfigError(
+                f"model.adapter={list(value)}: several adapters in one pass over the images do not exist yet. Run the "
+                f"job once for each, with an output_dir of its own: model.adapter={value[0]} output_dir=…"
+            )
+        if OmegaConf.is_config(value):
+            raise ConfigError(f"model.{key}={value}: give one value")
+        if key in ("base", "adapter") and not isinstance(value, str | None):
+            raise ConfigError(f"model.{key}={value}: give a name; for a folder of this name, ./{value}")
 
 
 def resolve_settings(config: DictConfig, root: Path, model: Model, trainer: pl.Trainer) -> summary.Settings:
@@ -150,11 +166,16 @@ def resolve_settings(config: DictConfig, root: Path, model: Model, trainer: pl.T
     )
 
 
-def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
+def build_embedder(model: Model, batch_size: int, compile_model: bool) -> EmbeddingModule:
     """The LightningModule of the job."""
-    spec, output_dtype = model.spec, DTYPES[model.output_dtype]
-    normalisation = Normalisation(spec.scale, spec.mean, spec.std)
-    return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, output_dtype, compile_model)
+    compute = Compute(model.dtype, batch_size=batch_size, compile=compile_model)
+    return EmbeddingModule(model.checkpoint, compute, DTYPES[model.output_dtype])
+
+
+def _opening(job: Job, embedder: EmbeddingModule, adapter: AdapterSummary | None) -> str:
+    """What will be done, and a note where the model runs otherwise than a user may expect."""
+    line = summary.opening(job.settings, job.inventory, job.plan, adapter)
+    return f"{line}\nnote: {embedder.note}" if embedder.note else line
 
 
 def fingerprint_of(model: Model, image_key: Any, decoding: str) -> dict[str, Any]:
@@ -215,7 +236,7 @@ def assemble(store: Store, targets: Mapping[int, int]) -> None:
     store.tidy()
 
 
-def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: ClipEmbedder, started: float) -> None:
+def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: EmbeddingModule, started: float) -> None:
     """Assemble, verify, write the manifest and the report, and tell the user."""
     ranks = monitor.finish()
     assemble(session.store, job.wanted)
@@ -238,7 +259,8 @@ def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: ClipEmb
 
 def _adapter_on_disk(checkpoint: Checkpoint) -> AdapterSummary | None:
     """What the adapter is, for a run that had nothing left to embed and so loaded no model."""
-    return None if checkpoint.adapter_folder is None else summarise(checkpoint.adapter_folder)
+    folder = checkpoint.adapter_folder
+    return None if folder is None else summarise(find_family(checkpoint.base_folder), folder)
 
 
 def _unsound(root: Path, verdict: Verdict) -> str:
