@@ -20,7 +20,10 @@ import torch
 
 
 class WorkRange(NamedTuple):
-    """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits."""
+    """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits.
+
+    It is cut into batches from `start` on, so that a row's batch does not depend on who takes the range.
+    """
 
     shard: int
     start: int
@@ -32,7 +35,8 @@ class RawSample:
     """One image as it lies in the input: undecoded bytes and the files that share its key.
 
     `path` names the image for people; `extras` maps an extension (`txt`, `json`) to that file's bytes.
-    `damage` is set in place of `image` where the source could not deliver the bytes, and says why.
+    `damage` is set in place of `image` where the source could not deliver the bytes, and says why; `filtered` where a
+    stage of `data.stages` leaves the image out. `work` is the range that asked for it, known while it is loaded.
     """
 
     shard: int
@@ -42,6 +46,16 @@ class RawSample:
     image: bytes
     extras: Mapping[str, bytes] = field(default_factory=dict)
     damage: str | None = None
+    filtered: str | None = None
+    work: WorkRange | None = field(default=None, compare=False, repr=False)
+
+    def leave_out(self, reason: str) -> RawSample:
+        """The sample as a reject of stage `filter`: how a stage of `data.stages` drops an image."""
+        return replace(self, image=b"", filtered=reason)
+
+    def during(self, work: WorkRange) -> RawSample:
+        """The sample as one of a range that is being loaded."""
+        return replace(self, work=work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,7 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An image that could not be embedded: at which `stage` (read, decode, encode) and why."""
+    """An image that could not be embedded: at which `stage` (read, filter, decode, encode) and why."""
 
     shard: int
     position: int
@@ -103,9 +117,10 @@ class PixelBatch:
     last: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> PixelBatch:
+    def to(self, device: torch.device) -> PixelBatch:
         """The same batch with its pixels on `device`; Lightning calls this to move a batch."""
-        return replace(self, pixels_BCHW=self.pixels_BCHW.to(device, non_blocking=non_blocking))
+        # Only CUDA's copies from page-locked memory are sure to be done before that memory is used again
+        return replace(self, pixels_BCHW=self.pixels_BCHW.to(device, non_blocking=device.type == "cuda"))
 
     def pin_memory(self) -> PixelBatch:
         """The same batch with its pixels in page-locked memory; the DataLoader calls this."""

@@ -34,58 +34,11 @@ from helpers.images import jpeg, png, write_tar
 
 PROJECT = Path(__file__).parents[2]
 PREDICT = PROJECT / "predict.py"
+COMMAND = (sys.executable, "-m", "lora_clip")
 PATIENCE = 60.0
 """Seconds after which a job hangs."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NURSERY = """
-import json, os, runpy, signal, sys
-import torch, lightning.pytorch, transformers, peft, hydra, webdataset, pyarrow.parquet, simplejpeg
-import lora_clip.app.job
-
-def predict(order):
-    sys.argv = order["arguments"]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        sys.stdout.flush()
-        os._exit(end.code if isinstance(end.code, int) else 1)
-    os._exit(99)
-
-def launch(order):
-    shape = {"WORLD_SIZE": order["ranks"], "LOCAL_WORLD_SIZE": order["ranks"], "MASTER_PORT": order["port"]}
-    ranks = {}
-    for rank in range(order["ranks"]):
-        if not (pid := os.fork()):
-            more = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "tests"}
-            more |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, **shape}
-            os.environ.update({key: str(value) for key, value in more.items()})
-            predict(order)
-        ranks[pid] = rank
-    first = 0
-    while ranks:
-        pid, status = os.wait()
-        del ranks[pid]
-        if status and not first:
-            first = os.waitstatus_to_exitcode(status)
-            for pid in ranks:
-                os.kill(pid, signal.SIGTERM)
-    os._exit(first if first >= 0 else 128 - first)
-
-print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    if not (pid := os.fork()):
-        os.setsid()
-        for stream, path in ((1, order["stdout"]), (2, order["stderr"])):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.chdir(order["folder"])
-        launch(order) if order["ranks"] > 1 else predict(order)
-    print(pid, flush=True)
-    _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-"""Forks jobs; for several ranks it does what torchrun does: sets the variables, and ends all ranks when one fails."""
+NURSERY = Path(__file__).with_name("nursery.py")
 
 
 @dataclass(frozen=True)
@@ -214,6 +167,14 @@ def start(
     return Job(process.pid, process.wait, logs)
 
 
+def lora_clip(*words: object, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """A sub-command, as a user types it, to its end."""
+    line, patience = [*COMMAND, *map(str, words)], 2 * PATIENCE
+    return subprocess.run(
+        line, capture_output=True, text=True, cwd=folder, env=environment(**more), timeout=patience, check=False
+    )
+
+
 def predict(*overrides: object, **options: Any) -> Outcome:
     """Run a job cold, to its end."""
     return start(*overrides, **options).wait()
@@ -223,8 +184,9 @@ class Nursery:
     """A process with the imports done, that forks jobs, one after the other."""
 
     def __init__(self) -> None:
+        line = [sys.executable, "-P", str(NURSERY)]  # -P: the tests' helpers are no packages that the job may import
         self._process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
         assert self._answer() == "ready"
 
@@ -232,18 +194,27 @@ class Nursery:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def start(self, *overrides: object, ranks: int = 1, folder: Path | None = None) -> Job:
-        """Start a job."""
+    def start(self, *overrides: object, ranks: int = 1, folder: Path | None = None, **more: str) -> Job:
+        """Start a job, with `more` in its environment."""
+        return self.start_script(command(overrides, 1, "python")[1:], ranks, folder, more)
+
+    def start_script(
+        self,
+        arguments: Sequence[str],
+        ranks: int = 1,
+        folder: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Start any Python script: its path, and what is typed after it."""
         assert self._process.stdin is not None
         logs = new_folder()
-        paths = {name: str(logs / name) for name in ("stdout", "stderr")}
-        arguments = command(overrides, 1, "python")[1:]
         order = {
             "arguments": arguments,
             "folder": str(folder or logs),
             "ranks": ranks,
             "port": free_port(),
-            **paths,
+            "environment": dict(more or {}),
+            **{name: str(logs / name) for name in ("stdout", "stderr")},
         }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

@@ -128,6 +128,13 @@ def test_a_rank_with_nothing_to_do() -> None:
     check_layout(output, rows=1)
 
 
+def test_ranks_send_one_another_no_weights() -> None:
+    """They read the same files; Lightning would broadcast rank 0's: gigabytes, over the network that brings images."""
+    script = str(PROJECT / "tests/helpers/own_weights.py")
+    said = nursery().start_script([script], ranks=2).wait().expect(0).stdout
+    assert sorted(said.splitlines()) == [f"{rank} {[float(rank)] * 3} {[float(rank)] * 3} gloo" for rank in (0, 1)]
+
+
 def test_nothing_is_missing() -> None:
     output = uninterrupted("data.limit=9")
     before = snapshot(output), everything(output), (output / "manifest.json").read_text()
@@ -253,7 +260,7 @@ def test_a_sweep_goes_on_after_a_point_without_memory() -> None:
     assert len(table) == 2 and table[0].endswith("done") and table[1].endswith("out of memory"), outcome.stdout
     assert "Traceback" not in outcome.stderr
     check_layout(place / "out/data.batch_size=32", rows=64)
-    assert "best:     data.batch_size=32, " in outcome.stdout and "predict.py data.batch_size=32 " in outcome.stdout
+    assert "best:     data.batch_size=32, " in outcome.stdout and " embed data.batch_size=32 " in outcome.stdout
     assert "32: " in (plot := (place / "out/sweep.svg").read_text()) and "100000000: out of memory" in plot
     assert everything(place)[0] == "out" and not [
         name for name in everything(place) if name.endswith(("multirun", ".hydra"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+from typing import Any
 
 import torch
 
 from lora_clip.loading.ring import Ring, SharedBatch
-from lora_clip.types import WorkRange
+from lora_clip.types import PixelBatch, WorkRange
 
 SHAPE = (2, 3, 4, 4)
 FORK = multiprocessing.get_context("fork")
@@ -62,3 +63,21 @@ def test_workers_do_not_share_buffers() -> None:
     first, second = batch_of(ring, 0, 7), SharedBatch(ring.take(1)[0], [], [], WorkRange(0, 0, 1), True)
     second.pixels_BCHW[:] = 9
     assert first.pixels_BCHW.unique().tolist() == [7]
+
+
+class Pixels:
+    """A tensor that only tells how it was asked to move."""
+
+    def __init__(self) -> None:
+        self.moves: list[tuple[str, bool]] = []
+
+    def to(self, device: torch.device, non_blocking: bool) -> Pixels:
+        self.moves.append((device.type, non_blocking))
+        return self
+
+
+def test_only_cuda_may_read_the_pixels_later() -> None:
+    pixels: Any = Pixels()
+    for name in ("cpu", "mps", "cuda"):
+        PixelBatch(pixels, [], [], WorkRange(0, 0, 1), True).to(torch.device(name))
+    assert pixels.moves == [("cpu", False), ("mps", False), ("cuda", True)]

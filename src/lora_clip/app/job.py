@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app import launch
 from lora_clip.app.quiet import quiet_lightning
-from lora_clip.demo import DEMO
 from lora_clip.diagnose import summary
-from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
+from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapters import AdapterSummary, summarise
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
 from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
 from lora_clip.models.module import EmbeddingModule
 from lora_clip.monitor.callback import Monitor
-from lora_clip.output.ledger import covers, prefix, prefix_length
-from lora_clip.output.manifest import build_manifest, read_manifest, write_manifest
+from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
+from lora_clip.output.notes import take_notes
 from lora_clip.output.session import OutputSession
-from lora_clip.output.store import Store
-from lora_clip.output.verify import Verdict, verify
+from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
-from lora_clip.pixels.decode import DECODINGS
 from lora_clip.report.run import write_report
 from lora_clip.sources.base import Shard, Source, open_source
 from lora_clip.types import PreprocessSpec
-
-VALUES: dict[str, tuple[tuple[type, ...], str]] = {
-    "data.batch_size": ((int, str), "a number of images, 1 or more, or auto"),
-    "data.num_workers": ((int, str), "a number of processes, 0 or more, or auto"),
-    "data.limit": ((int, type(None)), "a number of images, 1 or more, or null for all"),
-    "model.compile": ((bool,), "true or false"),
-    "output_dir": ((str,), "a folder"),
-    "resume": ((bool,), "true or false"),
-    "index": ((bool,), "true or false"),
-    "max_reject_fraction": ((int, float), "a number from 0 to 1"),
-}
-"""What kind of value a key takes, where anything else would go wrong far from here."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +70,14 @@ def run(config: DictConfig) -> None:
     """
     started = time.time()
     quiet_lightning()
-    check(config)
     root = Path(config.output_dir).expanduser()
     monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
     trainer = launch.build_trainer(config.trainer, monitor.around(writer))
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
     settings = resolve_settings(config, root, model, trainer)
-    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding)
+    stages = load_stages(config.data.get("stages"))
+    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding, stages)
     embedder = build_embedder(model, settings.batch_size, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
@@ -99,9 +85,9 @@ def run(config: DictConfig) -> None:
     with OutputSession(root, resume=config.resume) as session:
         job = plan(config, session, source, model, settings)
         if job.plan.images or launch.torchrun_shape():
-            data.plan = job.plan
+            data.plans = job.plan.by_rank()
             monitor.clear(timelines=job.plan.images > 0)
-            monitor.opening = lambda adapter: _opening(job, embedder, adapter)
+            monitor.opening = lambda adapter: opening(job, session, embedder, adapter)
             launch.predict(trainer, embedder, data)
         finish(job, session, monitor, embedder, started)
         if config.index:
@@ -121,35 +107,12 @@ def add_index(root: Path) -> str:
 def find_model(config: DictConfig, device: torch.device) -> Model:
     """Where the configured model lies and how it is to be run, without loading it.
 
-    Raises ConfigError, ModelError or AdapterError.
+    Raises ModelError or AdapterError.
     """
-    _check_single(config.model)
-    base, adapter = config.model.base, config.model.adapter
-    if base is not None and adapter is not None and Path(adapter) == DEMO / "adapter":
-        raise ConfigError(
-            f"model.base={base} is given, but model.adapter is still the embedded demo's: "
-            "type model.adapter=… or, for the base model alone, model.adapter=null"
-        )
-    if config.output.dtype not in ("float16", "float32"):
-        raise ConfigError(f"output.dtype={config.output.dtype}: float16 or float32")
     dtype = resolve_dtype(config.model.dtype, device.type)
-    checkpoint = find_checkpoint(base, adapter)
+    checkpoint = find_checkpoint(config.model.base, config.model.adapter)
     spec = find_family(checkpoint.base_folder).load_spec(checkpoint.base_folder)
     return Model(checkpoint, spec, dtype, config.output.dtype)
-
-
-def _check_single(model: DictConfig) -> None:
-    """Raises ConfigError where a key of the model holds several values, or something else than a name."""
-    for key, value in ((str(key), model[key]) for key in model if not OmegaConf.is_missing(model, key)):
-        if key == "adapter" and OmegaConf.is_list(value) and len(value) > 0:
-            raise ConfigError(
-                f"model.adapter={list(value)}: several adapters in one pass over the images do not exist yet. Run the "
-                f"job once for each, with an output_dir of its own: model.adapter={value[0]} output_dir=…"
-            )
-        if OmegaConf.is_config(value):
-            raise ConfigError(f"model.{key}={value}: give one value")
-        if key in ("base", "adapter") and not isinstance(value, str | None):
-            raise ConfigError(f"model.{key}={value}: give a name; for a folder of this name, ./{value}")
 
 
 def resolve_settings(config: DictConfig, root: Path, model: Model, trainer: pl.Trainer) -> summary.Settings:
@@ -172,22 +135,22 @@ def build_embedder(model: Model, batch_size: int, compile_model: bool) -> Embedd
     return EmbeddingModule(model.checkpoint, compute, DTYPES[model.output_dtype])
 
 
-def _opening(job: Job, embedder: EmbeddingModule, adapter: AdapterSummary | None) -> str:
-    """What will be done, and a note where the model runs otherwise than a user may expect."""
-    line = summary.opening(job.settings, job.inventory, job.plan, adapter)
-    return f"{line}\nnote: {embedder.note}" if embedder.note else line
-
-
-def fingerprint_of(model: Model, image_key: Any, decoding: str) -> dict[str, Any]:
+def fingerprint_of(model: Model, data: DictConfig, decoding: str) -> dict[str, Any]:
     """What one output directory holds one of: base, adapter, preprocessing, dtypes, and which members are images."""
-    return {
+    fingerprint = {
         **digests(model.checkpoint),
         "preprocessing": model.spec.to_json(),
         "decode": decoding,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "output_dtype": model.output_dtype,
-        "image_key": OmegaConf.to_container(image_key) if OmegaConf.is_list(image_key) else image_key,
+        "image_key": _value(data.image_key),
     }
+    return fingerprint | ({"stages": _value(data.stages)} if data.get("stages") else {})
+
+
+def _value(value: Any) -> Any:
+    """A value of the configuration as plain JSON."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def plan(config: DictConfig, session: OutputSession, source: Source, model: Model, settings: summary.Settings) -> Job:
@@ -195,25 +158,24 @@ def plan(config: DictConfig, session: OutputSession, source: Source, model: Mode
 
     Only after everything was found in order is the output directory touched.
     """
-    fingerprint = fingerprint_of(model, config.data.image_key, settings.decoding)
+    fingerprint = fingerprint_of(model, config.data, settings.decoding)
     session.check(fingerprint)
     records = session.known_inputs()
-    known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
+    known = [Shard.from_json(line) for line in records]
     inventory = take_inventory(source, known, config.data.limit)
-    _check_unchanged(session.store, known, inventory.shards)
+    _check_unchanged(session.snapshot.committed, known, inventory.shards)
     shards = {shard.id: shard for shard in (*known, *inventory.shards)}
     kept = session.prefixes()
     wanted = {id_: max(inventory.targets.get(id_, 0), kept.get(id_, 0)) for id_ in shards}
     session.begin(fingerprint, ({**shard.to_json(), "wanted": wanted[id_]} for id_, shard in sorted(shards.items())))
-    ranges = session.store.recover(wanted)
+    ranges = session.recover(wanted).committed
     done = {shard: [(entry.start, entry.stop) for entry in found] for shard, found in ranges.items()}
     missing = make_plan(inventory, done, ranks=settings.ranks, workers=settings.workers, batch_size=settings.batch_size)
     return Job(model, inventory, missing, wanted, fingerprint, settings, config.max_reject_fraction)
 
 
-def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
+def _check_unchanged(embedded: Container[int], known: Sequence[Shard], now: Sequence[Shard]) -> None:
     """Raises OutputError where a shard that is embedded, wholly or in part, is not the shard that it was."""
-    embedded = store.committed()
     before = {shard.id: shard for shard in known if shard.id in embedded}
     changed = [shard for shard in now if shard.id in before and before[shard.id].digest != shard.digest]
     if changed:
@@ -224,23 +186,21 @@ def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard])
         )
 
 
-def assemble(store: Store, targets: Mapping[int, int]) -> None:
-    """Finish the shards whose ranges lie with several ranks."""
-    for shard, ranges in store.committed().items():
-        if (
-            targets.get(shard)
-            and covers(ranges, targets[shard])
-            and not (ranges[0].final and covers(ranges[:1], prefix_length(prefix(ranges))))
-        ):
-            store.assemble(0, shard, prefix(ranges))
-    store.tidy()
+def opening(job: Job, session: OutputSession, embedder: EmbeddingModule, adapter: AdapterSummary | None) -> str:
+    """What will be done, once the model is on its device; and whether that is not how it was done before."""
+    line = summary.opening(job.settings, job.inventory, job.plan, adapter)
+    line += f"\nnote: {embedder.note}" if embedder.note else ""
+    if not job.plan.images:
+        return line
+    notes = take_notes(embedder.trainer.strategy.root_device, embedder.compute.compile, job.settings.batch_size)
+    differs = session.note(notes)
+    return f"{line}\n{differs}" if differs else line
 
 
 def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: EmbeddingModule, started: float) -> None:
     """Assemble, verify, write the manifest and the report, and tell the user."""
     ranks = monitor.finish()
-    assemble(session.store, job.wanted)
-    verdict = verify(session.root, job.wanted)
+    verdict = session.conclude(job.wanted, embedded=job.plan.images > 0)
     if verdict.problems:
         raise OutputError(_unsound(session.root, verdict))
     if job.plan.images or read_manifest(session.root) is None:
@@ -249,6 +209,8 @@ def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: Embeddi
         manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, adapter)
         write_manifest(session.root, manifest)
         write_report(session.root)
+    else:
+        upgrade_manifest(session.root)
     print(summary.closing(session.root, job.plan, verdict), flush=True)
     if (rejects := int(sum(rank.rejects for rank in ranks))) > job.allowed_rejects:
         raise TooManyRejectsError(
@@ -270,15 +232,3 @@ def _unsound(root: Path, verdict: Verdict) -> str:
         f"{root} is not complete and sound:\n{listed}{more}\nType the same command again for what is missing; "
         "for files that changed, delete them first"
     )
-
-
-def check(config: DictConfig) -> None:
-    """Raises ConfigError where a value is not of the kind that its key takes."""
-    for key, (kinds, wanted) in VALUES.items():
-        value = OmegaConf.select(config, key)
-        if type(value) not in kinds:
-            raise ConfigError(f"{key}={value}: give {wanted}")
-    if config.data.decode not in DECODINGS:
-        raise ConfigError(f"data.decode={config.data.decode}: {' or '.join(DECODINGS)}")
-    if not 0 <= config.max_reject_fraction <= 1:
-        raise ConfigError(f"max_reject_fraction={config.max_reject_fraction}: give a number from 0 to 1")

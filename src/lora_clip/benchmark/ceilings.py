@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from lora_clip.benchmark.photographs import list_photographs
+from lora_clip.io.process import cores
 from lora_clip.models.base import Embedder
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.compute import Compute, resolve_dtype
@@ -61,19 +61,18 @@ def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
     spec = embedder.spec
     photographs = list_photographs(shards, images)
     data = [photograph.read() for photograph in photographs[:: max(1, len(photographs) // SAMPLE)]]
-    cores = len(os.sched_getaffinity(0))
-    decoding, pixels = (_on_all_cores(partial(work, data, spec), cores) for work in (_decode, _pixels))
+    decoding, pixels = (_on_all_cores(partial(work, data, spec)) for work in (_decode, _pixels))
     devices = max(1, torch.cuda.device_count())
     forward, batch_size = max((_forward(embedder, size, device), size) for size in BATCH_SIZES[device.type])
     name = str(dtype).removeprefix("torch.")
-    return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores)
+    return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores())
 
 
-def _on_all_cores(work: Callable[[], float], cores: int) -> float:
+def _on_all_cores(work: Callable[[], float]) -> float:
     """The sum of what as many processes as there are cores do at once."""
     context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(cores), context.SimpleQueue()
-    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(cores)]
+    barrier, results = context.Barrier(cores()), context.SimpleQueue()
+    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(cores())]
     for process in processes:
         process.start()
     total = sum(results.get() for _ in processes)

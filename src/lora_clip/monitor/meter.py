@@ -10,6 +10,7 @@ from typing import Protocol
 import lightning.pytorch as pl
 import torch
 
+from lora_clip.io.process import node_cores
 from lora_clip.monitor.clock import STARTED
 from lora_clip.monitor.devices import open_gauge
 from lora_clip.monitor.processes import Processes, Usage, peak_rss_bytes
@@ -42,7 +43,7 @@ class Machine:
     @classmethod
     def under(cls, trainer: pl.Trainer) -> Machine:
         """The machine as this rank sees it."""
-        cores = len(os.sched_getaffinity(0))
+        cores = node_cores(trainer.num_devices)
         able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return cls(
             device=trainer.strategy.root_device.type,

@@ -16,8 +16,9 @@ class Counters:
     """A rank's figures; times in seconds, memory in bytes, NaN where nothing is known.
 
     `seconds` is the time since its prediction began, `first` the part of it until its first batch was through. After
-    that, `waiting` (for data), `forward` and `blocked` (the writer took no more) share the rank's time; on a GPU
-    `forward` is the device's own time. `read` and `decode` are the workers' time, `write` is the writing thread's.
+    that, `waiting` (for data), `forward` and `blocked` (the writer took no more) share the rank's time; on a GPU they
+    are the device's own: it computed, or idled for want of data or of a writer that kept up. `read` and `decode` are
+    the workers' time, `write` is the writing thread's.
     `cpu`, `worker_cpu` and `machine_cpu` are core-seconds of the rank's process, of its workers and of everything that
     runs on the machine, during `watched` seconds.
     `peak_bytes` is the most PSS (or RSS) seen of the process and its workers, `host_bytes` the process's own peak.

@@ -17,13 +17,13 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lora_clip.errors import TooManyRejectsError
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.store import Store
+from lora_clip.output.tables import is_unit, norms
 from lora_clip.types import EmbeddedBatch, ImageRow, Reject, WorkRange
 
 WAITING_BATCHES = 8
-NORM_TOLERANCE = 1e-2
 REJECTS_SHOWN = 3
 
 
@@ -52,7 +52,8 @@ class RangeCommitter:
         self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
         self._open: dict[WorkRange, _OpenRange] = {}
-        self._ranges = {shard: list(found) for shard, found in store.committed().items() if shard in local}
+        self._before = store.snapshot()
+        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in local}
 
     def add(self, batch: EmbeddedBatch) -> None:
         """Take a batch whose embeddings are on the CPU; its range's last batch commits the range."""
@@ -89,14 +90,14 @@ class RangeCommitter:
         ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
         self._ranges[shard] = ranges
         if covers(ranges, self.targets[shard]):
-            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)))
+            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)), self._before)
 
 
 def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], list[Reject]]:
     """The batch's rows without padding; a row that is not finite or not of unit norm becomes a reject."""
     embeddings_ND = batch.embeddings_BD[: len(batch.rows)].numpy()
-    norms_N = np.linalg.norm(embeddings_ND.astype(np.float32), axis=1)
-    sound_N = np.abs(norms_N - 1) < NORM_TOLERANCE
+    norms_N = norms(embeddings_ND)
+    sound_N = is_unit(norms_N, embeddings_ND.dtype)
     if sound_N.all():
         return embeddings_ND, batch.rows, []
     failed = [
@@ -105,6 +106,17 @@ def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], l
         if not sound
     ]
     return embeddings_ND[sound_N], [row for row, sound in zip(batch.rows, sound_N, strict=True) if sound], failed
+
+
+def _begin_copy(embeddings_BD: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Where the embeddings will be on the CPU, and what to wait for before they are read; None: they are there."""
+    if not embeddings_BD.is_cuda:
+        return embeddings_BD.cpu(), None
+    on_host_BD = torch.empty_like(embeddings_BD, device="cpu", pin_memory=True)
+    on_host_BD.copy_(embeddings_BD, non_blocking=True)
+    event = torch.cuda.Event(blocking=True)  # others spin while they are waited for, on a core that decoding could use
+    event.record()
+    return on_host_BD, event
 
 
 class EmbeddingWriter(BasePredictionWriter):
@@ -119,13 +131,13 @@ class EmbeddingWriter(BasePredictionWriter):
         self._queue: queue.Queue[tuple[EmbeddedBatch, torch.cuda.Event | None] | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._lock: OutputLock | None = None
+        self._lock: FolderLock | None = None
         self.busy_seconds = 0.0
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Share the directory's lock and start the writing thread."""
         plan = trainer.datamodule.plan  # type: ignore[attr-defined]
-        self._lock = OutputLock(self.output_dir)
+        self._lock = FolderLock(self.output_dir)
         self._lock.share()
         committer = RangeCommitter(
             Store(self.output_dir),
@@ -142,12 +154,7 @@ class EmbeddingWriter(BasePredictionWriter):
     ) -> None:
         """Hand a batch to the thread; the copy from the device is only begun here, and waited for there."""
         self._raise_error()
-        on_host, event = prediction.embeddings_BD, None
-        if prediction.embeddings_BD.is_cuda:
-            on_host = torch.empty_like(prediction.embeddings_BD, device="cpu", pin_memory=True)
-            on_host.copy_(prediction.embeddings_BD, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
+        on_host, event = _begin_copy(prediction.embeddings_BD)
         batch = EmbeddedBatch(on_host, prediction.rows, prediction.rejects, prediction.work, prediction.last)
         self._queue.put((batch, event))
 

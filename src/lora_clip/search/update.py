@@ -1,12 +1,10 @@
-"""The index of an output, brought up to date from the command line: what `scripts/index.py` does."""
+"""The index of an output, brought up to date from the command line: what `lora-clip index` does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lora_clip.errors import OutputError
-from lora_clip.io.atomic import storage_error
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.search.index import IndexRecord, build_index
 
@@ -16,12 +14,8 @@ def update(root: Path, factory: str | None = None) -> tuple[IndexRecord, int]:
 
     Raises OutputError where `root` holds no output or where one is being written.
     """
-    if provenance.read_fingerprint(root) is None:
-        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
-    try:
-        lock = OutputLock(root)
-    except OSError as error:
-        raise storage_error(root, error) from error
+    provenance.require_fingerprint(root)
+    lock = FolderLock(root)
     try:
         lock.claim()
         return build_index(root, factory)
