@@ -161,7 +161,7 @@ REFUSED = {
     "data.shards={a:1}": "data.shards={a:1}: give a path, a list of paths, or null",
     "data.stages=[keep]": "data.stages=[keep]: give a list of module:function",
     "data.stages=mine:keep": "data.stages=mine:keep: give a list of module:function",
-    "model.adapter=[a,b]": "several adapters in one pass over the images do not exist yet: run the job once for each",
+    "model.adapter=[a,b]": "model.adapter=[a,b]: give one hub name or folder, or null",
     "model.compile=7": "model.compile=7: give true or false",
     "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",
