@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lora_clip.demo import DEMO
 from lora_clip.errors import ConfigError
+from lora_clip.sources.registry import SOURCES
 
 Check = Callable[[Any], bool]
 
@@ -112,6 +113,13 @@ class Data:
     stages: Annotated[
         Functions, "stages of your own between reading and decoding, as in [mine:only_wide,mine:lower_case]"
     ] = field(default_factory=list)
+
+
+ADDED_SOURCES = [one for one in SOURCES.values() if one.key not in Data.__dataclass_fields__]
+"""Those whose key is not written out above: their line in the registry is all that they need."""
+if ADDED_SOURCES and not TYPE_CHECKING:
+    Added = [(one.key, Annotated[Shards, f"what the source reads, as in {one.example}"], None) for one in ADDED_SOURCES]
+    Data = make_dataclass("Data", Added, bases=(Data,))
 
 
 @dataclass
@@ -259,4 +267,6 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+    for source in ADDED_SOURCES:
+        ConfigStore.instance().store(group="data", name=source.key, node={source.key: None})
     OmegaConf.register_new_resolver("demo", lambda name: str(DEMO / name), replace=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from lora_clip.output import provenance
 from lora_clip.output.store import Store
 from lora_clip.output.verify import verify
 from lora_clip.output.writer import RangeCommitter
-from lora_clip.sources.base import SOURCES, Registration, Shard, Source, open_source
+from lora_clip.sources.base import Shard, Source, open_source
+from lora_clip.sources.registry import SOURCES, Registration
 from lora_clip.types import EmbeddedBatch, PixelBatch, WorkRange
 
 PROJECT = Path(__file__).parents[2]
@@ -149,3 +153,25 @@ def test_the_stages_of_the_page_filter_and_change(tmp_path: Path) -> None:
     assert (verdict.problems, verdict.rows, verdict.rejects) == ([], 5, 3)
     captions = PixelDataset(source, SPEC, 8, {0: shards[0]}, [PlannedQueue([WorkRange(0, 0, 5)])], stages=stages)
     assert [row.caption for batch in captions for row in batch.rows] == [f"picture {i}" for i in range(5)]
+
+
+COMPOSED = """
+import sys
+from lora_clip.sources.registry import SOURCES, Registration
+SOURCES["zip"] = Registration("zip", "/path/to/zips", "zip_source:ZipSource")
+from hydra import compose, initialize_config_dir
+from lora_clip import config
+config.register()
+with initialize_config_dir(sys.argv[1], version_base=None):
+    made = compose("predict", sys.argv[2:])
+config.check(made)
+from lora_clip.sources.base import open_source
+print(open_source(made.data))
+"""
+
+
+def test_the_registry_line_is_all_that_the_configuration_needs() -> None:
+    command = [sys.executable, "-c", COMPOSED, str(PROJECT / "conf"), "data=zip", "data.zip=/z"]
+    search = os.pathsep.join([str(PROJECT / "examples"), str(PROJECT / "src")])
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": search})
+    assert found.stdout == "ZipSource(location='/z', image_keys=None)\n", found.stderr

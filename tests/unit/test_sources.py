@@ -17,8 +17,9 @@ from lora_clip.inspection.pictures import Pictures
 from lora_clip.inspection.recheck import compare_inputs
 from lora_clip.io.ranges import LocalFile, open_ranges
 from lora_clip.output import provenance
-from lora_clip.sources.base import SOURCES, Registration, Shard, open_source, source_of
+from lora_clip.sources.base import Shard, open_source, source_of
 from lora_clip.sources.folder import FolderSource
+from lora_clip.sources.registry import SOURCES, Registration
 from lora_clip.sources.tar import TarSource, scan
 from lora_clip.types import RawSample, WorkRange
 

@@ -1,6 +1,6 @@
 """What a source of images is, which sources there are, and what is known of each of their shards.
 
-A new source is one file here and one line in `SOURCES`: docs/extending.md shows it with an example that runs.
+A new source is one file here and one line in `registry.py`: docs/extending.md shows it with an example that runs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.sources.format_1 import upgraded
+from lora_clip.sources.registry import SOURCES
 from lora_clip.types import RawSample, WorkRange
 
 
@@ -83,21 +84,6 @@ class Source(Protocol):
         ...
 
 
-class Registration(NamedTuple):
-    """How a source is opened: by which key of the `data` group, with what, and where its class is."""
-
-    key: str
-    example: str
-    location: str
-
-
-SOURCES: dict[str, Registration] = {
-    "tar": Registration("shards", "/path/to/tars", "lora_clip.sources.tar:TarSource"),
-    "folder": Registration("folder", "/path/to/images", "lora_clip.sources.folder:FolderSource"),
-}
-"""By kind. A source's module is imported when it is used, so what it needs may be missing where it is not."""
-
-
 def open_source(config: Mapping[str, Any]) -> Source:
     """The source that the `data` group of the configuration names.
 
@@ -116,7 +102,9 @@ def open_source(config: Mapping[str, Any]) -> Source:
 def source_of(shard: Shard, image_keys: tuple[str, ...] | None) -> Source:
     """The source that reads a shard of an earlier run. Raises DataError where there is none of its kind."""
     if shard.kind not in SOURCES:
-        raise DataError(f"{shard.path} was read by a source {shard.kind!r}, which is not in lora_clip.sources.SOURCES")
+        raise DataError(
+            f"{shard.path} was read by a source {shard.kind!r}, which is not in lora_clip.sources.registry.SOURCES"
+        )
     return _made(shard.kind, shard.path, image_keys)
 
 
