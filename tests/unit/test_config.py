@@ -265,3 +265,10 @@ def test_memory_errors_are_told_from_others() -> None:
     )
     assert exits.is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert not exits.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_several_adapters_are_told_how_to_be_run() -> None:
+    with pytest.raises(ConfigError, match=r"model\.adapter=\[/a,/b\].*several adapters in one pass.*once for each"):
+        schema.check(load("model.adapter=[/a,/b]"))
+    with pytest.raises(ConfigError, match=r"model\.base=\[/a\]: give one hub name or folder, or null$"):
+        schema.check(load("model.base=[/a]"))
