@@ -1,4 +1,4 @@
-"""A family of models is a file and a line: SigLIP, as docs/extending_model.md has it, from checkpoint to embedding."""
+"""A family of models is a file and a line: SigLIP, as docs/extending.md has it, from checkpoint to embedding."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_worked_example_embeds_images_and_texts(base: Path, tmp_path: Path, 
 
 
 def test_the_page_holds_the_very_code() -> None:
-    assert EXAMPLE.read_text() in (PROJECT / "docs" / "extending_model.md").read_text()
+    assert EXAMPLE.read_text() in (PROJECT / "docs" / "extending.md").read_text()
 
 
 def test_without_its_line_the_page_is_named(base: Path) -> None:
