@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from helpers.images import write_shards
 from helpers.jobs import new_folder, nursery, uninterrupted
 from lora_clip.compare.measures import Recall, cosines, neighbours, recall
 from lora_clip.compare.pairs import pair
-from lora_clip.compare.plots import bars, histogram
 from lora_clip.errors import OutputError
 from lora_clip.search import open_output
 
@@ -49,7 +47,7 @@ def test_the_adapter_is_what_made_the_difference(base: Path, adapted: Path, tmp_
     assert shares[0] < 0.1 and shares[1] > 0.9
     text = page.read_text()
     assert text.count("<svg") == 3 and "captions are found" in text and "default-src 'none'" in text
-    assert text.count("class=case") >= 10 and "no picture" not in text
+    assert text.count('class="case"') >= 10 and "no picture" not in text
 
 
 def test_the_cosines_and_neighbours_are_those_of_the_embeddings(base: Path, adapted: Path) -> None:
@@ -85,9 +83,3 @@ def test_a_model_that_is_gone_leaves_the_rest(base: Path, adapted: Path, tmp_pat
     first, second = open_output(base), open_output(copy)
     told = recall(first, second, pair(first, second))
     assert isinstance(told, str) and "cannot be told" in told
-
-
-@pytest.mark.parametrize("values", [[1.0], [0.5] * 9, [-1.0, 1.0], list(np.linspace(0, 1, 1000))])
-def test_plots_are_well_formed(values: list[float]) -> None:
-    for drawn in (histogram(np.array(values), "a < b"), bars([("x & y", 0.5, 1.0), ("z", 0.0, 0.1)], "t")):
-        assert "nan" not in drawn and ElementTree.fromstring(drawn) is not None

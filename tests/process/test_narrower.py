@@ -1,4 +1,4 @@
-"""A run that wants less than an earlier, interrupted one did: it ends well, and what was done is kept."""
+"""A run that wants less or other than an earlier one did: it ends well, and what was done is kept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from helpers.jobs import identities, ledger, new_folder, nursery, snapshot, write_shard
+from helpers.jobs import Outcome, identities, ledger, new_folder, nursery, snapshot, write_shard
 from lora_clip.output.store import Store
 from lora_clip.output.verify import verify
+from lora_clip.types import ImageRow, WorkRange
 
 
 @pytest.fixture
@@ -34,11 +37,12 @@ def forget(output: Path, *shards: int) -> None:
     for shard, kind in itertools.product(shards, ("img_emb", "metadata")):
         store.path(kind, shard).unlink()
     (output / "manifest.json").unlink()
-    assert not set(shards) & set(store.committed())
+    assert not set(shards) & set(store.snapshot().committed)
 
 
-def run(source: Path, output: Path, *more: str):  # type: ignore[no-untyped-def]
-    return nursery().predict("data=shards", f"data.shards={source}", f"output_dir={output}", "data.batch_size=8", *more)
+def run(source: Path, output: Path, *more: str, batch_size: int = 8) -> Outcome:
+    where = ("data=shards", f"data.shards={source}", f"output_dir={output}")
+    return nursery().predict(*where, f"data.batch_size={batch_size}", *more)
 
 
 def test_a_limit_after_an_interrupted_run(interrupted: tuple[Path, Path]) -> None:
@@ -65,6 +69,21 @@ def test_a_tar_that_was_listed_and_then_removed(interrupted: tuple[Path, Path]) 
     assert {shard for shard, _ in identities(output)} == {1, 2}
 
 
+def test_another_batch_size_goes_on_and_says_that_bytes_may_differ() -> None:
+    place = new_folder()
+    write_shard(place / "in/0.tar", 30)
+    first = run(place / "in", place / "out", "data.limit=8").expect(0)
+    second = run(place / "in", place / "out", "data.limit=16").expect(0)
+    assert "last bits" not in first.stdout + second.stdout
+    third = run(place / "in", place / "out", batch_size=4).expect(0)
+    told = [line for line in third.stdout.splitlines() if "last bits" in line]
+    assert len(told) == 1 and "batch_size 8 (now 4)" in told[0]
+    assert len(identities(place / "out")) == 30
+    assert [json.loads(line)["batch_size"] for line in (place / "out/runs.jsonl").read_text().splitlines()] == [8, 8, 4]
+    run(place / "in", place / "out", batch_size=2).expect(0)
+    assert len((place / "out/runs.jsonl").read_text().splitlines()) == 3, "a run that embeds nothing changes no byte"
+
+
 def test_work_beyond_a_gap_is_kept_and_used_later() -> None:
     place = new_folder()
     write_shard(place / "in/0.tar", 40)
@@ -84,11 +103,6 @@ def test_work_beyond_a_gap_is_kept_and_used_later() -> None:
 
 def beyond_a_gap(place: Path, output: Path) -> None:
     """Commit positions 24 to 40 of the shard, as a rank of an interrupted run would have."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from lora_clip.types import ImageRow, WorkRange
-
     source, store = Store(place / "whole"), Store(output)
     rows = [ImageRow(**row) for row in pq.read_table(source.path("metadata", 0)).to_pylist()[24:]]
     store.write(1, WorkRange(0, 24, 40), False, np.load(source.path("img_emb", 0))[24:], rows, [])

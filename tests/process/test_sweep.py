@@ -12,7 +12,6 @@ import pytest
 
 from helpers.jobs import uninterrupted
 from lora_clip.app import sweep
-from lora_clip.report.charts import nice_ceiling
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -109,8 +108,3 @@ def test_the_end_of_a_sweep_leaves_table_and_plot(tmp_path: Path, capsys: pytest
     assert ElementTree.fromstring((tmp_path / "sweep.svg").read_text()).tag == f"{SVG}svg"
     out = capsys.readouterr().out
     assert "best:     data.batch_size=64" in out and str(tmp_path / "sweep.svg") in out
-
-
-@pytest.mark.parametrize(("value", "end"), [(0, 1), (0.9, 1.2), (1, 2), (434, 800), (1186, 2000), (1900, 4000)])
-def test_an_axis_ends_on_a_round_number_above_the_values(value: float, end: float) -> None:
-    assert nice_ceiling(value) == pytest.approx(end)

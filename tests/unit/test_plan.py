@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.plans import inventory, shard
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.loading.plan import IMAGES_PER_RANGE, Inventory, Plan, make_plan, take_inventory
 from lora_clip.sources.base import Shard
@@ -18,15 +19,6 @@ from lora_clip.types import RawSample, WorkRange
 
 Runs = dict[int, list[tuple[int, int]]]
 Situation = tuple[Inventory, Runs, int]
-
-
-def shard(id_: int, images: int, size: int = 0) -> Shard:
-    return Shard(id_, f"/data/{id_}.tar", images, size or images * 1000, "")
-
-
-def inventory(*sizes: int, weights: Sequence[int] = ()) -> Inventory:
-    found = [shard(id_, size, weights[id_] if weights else 0) for id_, size in enumerate(sizes)]
-    return Inventory(found, {one.id: one.images for one in found})
 
 
 def parts_of(plan: Plan) -> list[WorkRange]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -21,9 +23,14 @@ from helpers.jobs import check_layout, everything, identities, new_folder, snaps
 from lora_clip.errors import OutputError, StorageError
 from lora_clip.io.lock import OutputLock
 from lora_clip.output import provenance
+from lora_clip.output.housekeeping import assemble_finished, recover
+from lora_clip.output.layout import FORMAT
 from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, covers
+from lora_clip.output.manifest import write_manifest
 from lora_clip.output.session import OutputSession
-from lora_clip.output.store import ROWS_PER_GROUP, Store
+from lora_clip.output.store import Store
+from lora_clip.output.tables import ROWS_PER_GROUP
+from lora_clip.output.verify import Verdict, verify
 from lora_clip.types import ImageRow, Reject, WorkRange
 
 WIDTH = 6
@@ -84,10 +91,8 @@ def test_any_division_gives_the_same_bytes(drawn: tuple[int, set[int]]) -> None:
     for rank, work in enumerate(random.Random(size).sample(parts, len(parts))):
         write(store, work, rank=rank % 3)
     assert snapshot(store.root) == {}, "a shard in ranges is nothing that a reader may see"
-    ranges = store.committed()[0]
-    assert covers(ranges, size)
-    store.assemble(0, 0, ranges)
-    store.tidy()
+    assert covers(store.snapshot().committed[0], size)
+    assemble_finished(store, {0: size})
     assert snapshot(store.root) == whole(size)
     check_layout(store.root, rows=sum(not is_bad(one) for one in range(size)), rejects=sum(map(is_bad, range(size))))
 
@@ -97,7 +102,7 @@ def test_metadata_of_many_groups_has_the_same_bytes() -> None:
     store = Store(new_folder())
     for start in range(0, size, 3000):
         write(store, WorkRange(0, start, min(start + 3000, size)))
-    store.assemble(0, 0, store.committed()[0])
+    assemble_finished(store, {0: size})
     assert snapshot(store.root) == whole(size)
 
 
@@ -114,7 +119,7 @@ def test_a_shard_of_rejects_alone_has_neither_npy_nor_metadata(store: Store) -> 
         [Reject(5, i, "", "read", "") for i in (0, 1, 2)],
     )
     write(store, WorkRange(5, 3, 5))
-    store.assemble(0, 5, store.committed()[5])
+    assemble_finished(store, {4: 3, 5: 5})
     assert identities(store.root) == [(4, 0), (4, 1), (4, 2), *((5, position) for position in range(5))]
 
 
@@ -158,7 +163,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException) -> I
 def do_everything(store: Store) -> None:
     """What a job does to an output: continue, reopen, commit, assemble."""
     targets = {0: 12, 1: 7}
-    ranges = store.recover(targets)
+    ranges = recover(store, targets).committed
     for shard, target in targets.items():
         done = ranges.get(shard, [])
         start = 0
@@ -168,9 +173,7 @@ def do_everything(store: Store) -> None:
                 if begin < stop:
                     write(store, WorkRange(shard, begin, stop), final=(begin, stop) == (0, target))
             start = stop
-        if not (found := store.committed()[shard])[0].final or found[0].stop < target:
-            store.assemble(0, shard, found)
-    store.tidy()
+    assemble_finished(store, targets)
 
 
 def read_as_anyone(root: Path) -> None:
@@ -202,6 +205,16 @@ def test_a_crash_at_any_step_is_harmless(monkeypatch: pytest.MonkeyPatch, error:
     assert 30 < at < 999
 
 
+def test_a_full_disk_is_one_message_and_no_partial_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*same command again"):
+        write(store, WorkRange(0, 0, 9), final=True)
+    assert [path for path in store.root.rglob("*") if path.is_file()] == []
+
+
 def test_a_torn_line_is_no_line(store: Store) -> None:
     write(store, WorkRange(0, 0, 5), final=True)
     write(store, WorkRange(1, 0, 5), final=True)
@@ -209,12 +222,24 @@ def test_a_torn_line_is_no_line(store: Store) -> None:
     whole_ledger = ledger.read_bytes()
     for length in range(whole_ledger.index(b"\n") + 1, len(whole_ledger) - 1):
         ledger.write_bytes(whole_ledger[:length])
-        assert list(store.committed()) == [0]
-    store.recover({0: 5, 1: 5})
+        assert list(store.snapshot().committed) == [0]
+    recover(store, {0: 5, 1: 5})
     assert set(snapshot(store.root)) == set(whole(5))
     write(store, WorkRange(1, 0, 5), final=True)
     assert snapshot(store.root) == whole(5, 5)
-    assert list(store.committed()) == [0, 1]
+    assert list(store.snapshot().committed) == [0, 1]
+
+
+def test_what_was_taken_back_into_parts_is_put_out_again_when_no_more_is_wanted(store: Store) -> None:
+    """A raised limit, an interruption, and the old limit again."""
+    write(store, WorkRange(0, 0, 7), final=True)
+    recover(store, {0: 12})
+    assert snapshot(store.root) == {} and store.snapshot().finished == {}
+    assert verify(store.root, {0: 7}).problems == ["shard 0: 7 of 7 images are committed, the shard is not finished"]
+    recover(store, {0: 7})
+    assemble_finished(store, {0: 7})
+    assert snapshot(store.root) == whole(7)
+    assert verify(store.root, {0: 7}).problems == []
 
 
 def test_orphans_are_deleted_and_files_of_others_kept(store: Store) -> None:
@@ -228,16 +253,16 @@ def test_orphans_are_deleted_and_files_of_others_kept(store: Store) -> None:
         (store.root / name).parent.mkdir(exist_ok=True)
         (store.root / name).write_bytes(b"")
     (store.root / "img_emb/my_notes.txt").write_text("mine")
-    store.recover({0: 5, 1: 9})
+    recover(store, {0: 5, 1: 9})
     assert everything(store.root) == sorted([*before, "img_emb/my_notes.txt"])
 
 
 def test_a_manifest_that_no_longer_holds_is_deleted(store: Store) -> None:
     write(store, WorkRange(0, 0, 5), final=True)
     (store.root / "manifest.json").write_text("{}")
-    store.recover({0: 5})
+    recover(store, {0: 5})
     assert (store.root / "manifest.json").exists()
-    store.recover({0: 6})
+    recover(store, {0: 6})
     assert not (store.root / "manifest.json").exists()
 
 
@@ -246,9 +271,9 @@ def test_what_was_written_last_counts(store: Store) -> None:
     write(store, WorkRange(0, 0, 7), final=True)
     for kind in ("img_emb", "metadata", "rejects"):
         store.path(kind, 0).unlink()
-    assert store.committed() == {}
+    assert store.snapshot().committed == {}
     second = write(store, WorkRange(0, 0, 5), final=True)
-    assert store.committed() == {0: [second]}
+    assert store.snapshot().committed == {0: [second]}
 
 
 # --- The ledger ----------------------------------------------------------------------------------------------------
@@ -274,6 +299,33 @@ def test_ranks_append_to_their_own_file(tmp_path: Path) -> None:
     }
     for line in (ledger.folder / "rank_00000.jsonl").read_text().splitlines():
         assert {"shard", "rows", "rejects", "checksums", "seconds", "finished"} <= json.loads(line).keys()
+
+
+def test_a_line_is_parsed_once_and_a_growing_one_when_it_is_whole(tmp_path: Path) -> None:
+    ledger, other = Ledger(tmp_path), Ledger(tmp_path)
+    ledger.append(0, committed(0, 0, 1))
+    first = ledger.ranges()
+    assert len(first) == 1 and ledger.ranges()[0] is first[0]
+    other.append(1, committed(1, 0, 1))
+    line = (tmp_path / "rank_00001.jsonl").read_bytes()
+    with (tmp_path / "rank_00000.jsonl").open("ab") as file:
+        file.write(line[:20])
+    assert [entry.shard for entry in ledger.ranges()] == [0, 1]
+    with (tmp_path / "rank_00000.jsonl").open("ab") as file:
+        file.write(line[20:])
+    assert [entry.shard for entry in ledger.ranges()] == [0, 1, 1]
+    assert ledger.ranges()[0] is first[0]
+    (tmp_path / "rank_00000.jsonl").write_bytes(line)
+    assert [entry.shard for entry in ledger.ranges()] == [1, 1]
+
+
+def test_a_line_without_sizes_is_a_line(tmp_path: Path) -> None:
+    """As format 1 wrote them."""
+    old = vars(committed(3, 0, 5)) | {"seconds": 1.5, "finished": "2026-01-01T00:00:00+00:00"}
+    del old["sizes"]
+    (tmp_path / "rank_00000.jsonl").write_text(json.dumps(old) + "\n")
+    [entry] = Ledger(tmp_path).ranges()
+    assert (entry.shard, entry.stop, entry.seconds, entry.sizes) == (3, 5, 1.5, {})
 
 
 # --- The directory as one job holds it -----------------------------------------------------------------------------
@@ -327,6 +379,26 @@ def test_the_lock_is_shared_by_ranks_and_by_nobody_else(tmp_path: Path) -> None:
     assert in_child(lambda: OutputLock(tmp_path).claim()) == 0
 
 
+def test_the_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> None:
+    def claim_and_die() -> None:
+        OutputLock(tmp_path).claim()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(claim_and_die) == -signal.SIGKILL
+    assert in_child(lambda: OutputLock(tmp_path).claim()) == 0
+
+
+def test_what_another_job_did_since_the_look_is_not_discarded(tmp_path: Path) -> None:
+    late = OutputSession(tmp_path / "o", resume=True)
+    with late:
+        with OutputSession(tmp_path / "o", resume=True) as session:
+            session.begin({"a": 1}, [])
+            write(session.store, WorkRange(0, 0, 4), final=True)
+        with pytest.raises(OutputError, match="same command again"):
+            late.begin({"a": 2}, [])
+        assert snapshot(tmp_path / "o") == whole(4)
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_a_job_that_fails_before_its_first_commit_leaves_nothing(there: bool, tmp_path: Path) -> None:
     root = tmp_path / "deep/output"
@@ -362,3 +434,57 @@ def test_an_output_without_commits_binds_nobody(tmp_path: Path) -> None:
     with OutputSession(tmp_path / "o", resume=True) as session:
         session.check({"a": 2})
         assert session.known_inputs() == []
+
+
+def perform(root: Path, targets: dict[int, int], killed: bool = False) -> Verdict:
+    """A job over shards of so many images; a killed one ends before it looks at what it wrote."""
+    with OutputSession(root, resume=True) as session:
+        session.check({"a": 1})
+        session.begin({"a": 1}, session.known_inputs())
+        done = session.recover(targets).prefixes()
+        missing = [WorkRange(shard, 0, target) for shard, target in targets.items() if not done.get(shard)]
+        for work in missing:
+            write(session.store, work, final=True)
+        if killed:
+            return Verdict()
+        verdict = session.conclude(targets, embedded=bool(missing))
+        write_manifest(root, {"format": FORMAT})
+        return verdict
+
+
+def test_a_run_with_nothing_missing_reads_no_embedding_and_no_line_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, parsed, real = tmp_path / "o", Counter[int](), json.loads
+
+    def loads(text: str | bytes) -> Any:
+        found = real(text)
+        parsed.update([found["shard"]] if "checksums" in found else [])
+        return found
+
+    assert perform(root, {0: 4, 1: 5}).sound
+    damage(root, 0)
+    monkeypatch.setattr(json, "loads", loads)
+    assert perform(root, {0: 4, 1: 5}).sound, "what an earlier run has proven is not read again"
+    assert parsed == {0: 1, 1: 1}
+    assert not verify(root, {0: 4, 1: 5}).sound, "the proof reads everything"
+
+
+def test_a_run_reads_what_no_run_has_proven(tmp_path: Path) -> None:
+    perform(tmp_path / "o", {0: 4, 1: 5}, killed=True)
+    damage(tmp_path / "o", 1)
+    assert "shard 1: img_emb changed" in perform(tmp_path / "o", {0: 4, 1: 5}).problems[0]
+
+
+def test_what_was_committed_after_the_proof_is_read_at_the_end_of_the_next_run(tmp_path: Path) -> None:
+    assert perform(tmp_path / "o", {0: 4}).sound
+    perform(tmp_path / "o", {0: 4, 1: 5}, killed=True)
+    damage(tmp_path / "o", 1)
+    assert "shard 1: img_emb changed" in perform(tmp_path / "o", {0: 4, 1: 5, 2: 3}).problems[0]
+
+
+def damage(root: Path, shard: int) -> None:
+    """Change a byte of a shard's embeddings."""
+    path = Store(root).path("img_emb", shard)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -75,6 +75,11 @@ def test_a_deleted_file_is_found(name: str, output: Path) -> None:
     assert f"{name} is gone" in problems(output)
 
 
+def test_a_lost_ledger_is_found(output: Path) -> None:
+    shutil.rmtree(output / "ranks")
+    assert "shard 0: 0 of 6 images are committed" in problems(output)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_is_found(name: str, output: Path) -> None:
     (output / name).write_bytes((output / name).read_bytes()[:-1])
@@ -191,3 +196,34 @@ def test_an_image_that_is_both_row_and_reject_is_found(output: Path) -> None:
     forge(output, "metadata", 0, edit_table(lambda table: table.take([0, 1, 2, 3, 4]).set_column(
         3, "position", pa.array([0, 1, 3, 4, 5], pa.int64()))))  # fmt: skip
     assert "1 images twice, 1 neither" in problems(output)
+
+
+def test_an_image_that_became_neither_row_nor_reject_is_found(output: Path) -> None:
+    forge(output, "metadata", 2, edit_table(lambda table: table.slice(0, 3)), rows=3)
+    forge(output, "img_emb", 2, edit_rows(lambda rows: rows[:-1]))
+    assert problems(output) == "shard 2: 0 images twice, 1 neither embedded nor rejected"
+
+
+# --- What an earlier run has proven --------------------------------------------------------------------------------
+
+
+def test_a_proven_shard_is_not_read_again_but_looked_for(output: Path) -> None:
+    npy = output / "img_emb/img_emb_000002.npy"
+    before = npy.read_bytes()
+    npy.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert "img_emb changed" in problems(output)
+    verdict = verify(output, TARGETS, proven={0, 2, 3})
+    assert verdict.problems == [] and (verdict.width, verdict.dtype) == (WIDTH, "float16")
+    assert (verdict.images, verdict.rows, verdict.rejects, verdict.shards) == (12, 9, 3, 3)
+    assert "shard 2: img_emb changed" in "\n".join(verify(output, TARGETS, proven={0, 3}).problems)
+    npy.write_bytes(before[:-1])
+    assert verify(output, TARGETS, proven={0, 2, 3}).problems == [
+        "shard 2: img_emb changed since it was written (its size differs)"
+    ]
+    npy.unlink()
+    assert "img_emb/img_emb_000002.npy is gone" in "\n".join(verify(output, TARGETS, proven={0, 2, 3}).problems)
+
+
+def test_a_shard_of_another_width_than_the_proven_ones_is_found(output: Path) -> None:
+    forge(output, "img_emb", 2, edit_rows(lambda rows: np.ascontiguousarray(rows[:, :-1])))
+    assert "(4, 7) float16, (4, 8) float16 is expected" in "\n".join(verify(output, TARGETS, proven={0}).problems)

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.jobs import check_layout, identities, new_folder, snapshot
-from lora_clip.app.job import assemble
+from helpers.plans import inventory
 from lora_clip.errors import StorageError, TooManyRejectsError
+from lora_clip.loading.plan import make_plan
+from lora_clip.output.housekeeping import assemble_finished, recover, tidy
 from lora_clip.output.store import Store
 from lora_clip.output.verify import verify
 from lora_clip.output.writer import EmbeddingWriter, RangeCommitter
@@ -56,7 +58,7 @@ def inputs(draw: st.DrawFn) -> dict[str, Any]:
         "sizes": sizes,
         "bad": frozenset(draw(st.sets(st.sampled_from(places)))),
         "ranks": draw(st.integers(1, 4)),
-        "cut": draw(st.integers(1, 4)),
+        "workers": draw(st.integers(0, 4)),
         "seed": draw(st.integers(0, 10**6)),
         "interrupted": draw(st.floats(0, 1)),
     }
@@ -64,35 +66,23 @@ def inputs(draw: st.DrawFn) -> dict[str, Any]:
 
 def perform(root: Path, case: dict[str, Any], ranks: int, share: float, seed: int) -> None:
     """One run over what is missing, which ends after a share of its batches, workers' batches interleaved at random."""
-    chance = random.Random(seed)
-    store = Store(root)
-    targets = dict(enumerate(case["sizes"]))
-    done = store.recover(targets)
-    parts = []
-    for shard, size in targets.items():
-        held = {at for entry in done.get(shard, []) for at in range(entry.start, entry.stop)}
-        start = None
-        for position in range(size + 1):
-            missing = position < size and position not in held
-            if start is not None and (not missing or position - start >= BATCH * case["cut"]):
-                parts.append(WorkRange(shard, start, position))
-                start = None
-            if missing and start is None:
-                start = position
-    owners = {work: chance.randrange(ranks) for work in parts}
-    local = [
-        frozenset(work.shard for work in parts if {owners[one] for one in parts if one.shard == work.shard} == {rank})
-        for rank in range(ranks)
+    chance, store, stock = random.Random(seed), Store(root), inventory(*case["sizes"])
+    done = {
+        shard: [(entry.start, entry.stop) for entry in found]
+        for shard, found in recover(store, stock.targets).committed.items()
+    }
+    plan = make_plan(stock, done, ranks=ranks, workers=case["workers"], batch_size=BATCH)
+    committers = [RangeCommitter(Store(root), rank, plan.targets, plan.local, np.inf) for rank in range(ranks)]
+    streams = [
+        (rank, [batch for work in works for batch in batches(work, case["bad"])])
+        for rank, workers in enumerate(plan.shares)
+        for works in workers
     ]
-    committers = [RangeCommitter(Store(root), rank, targets, local[rank], np.inf) for rank in range(ranks)]
-    streams = [batches(work, case["bad"]) for work in parts]
-    total = sum(map(len, streams))
-    for _ in range(int(total * share)):
-        stream = chance.choice([one for one in streams if one])
-        batch = stream.pop(0)
-        committers[owners[batch.work]].add(batch)
+    for _ in range(int(sum(len(stream) for _, stream in streams) * share)):
+        rank, stream = chance.choice([one for one in streams if one[1]])
+        committers[rank].add(stream.pop(0))
     if share == 1:
-        assemble(store, targets)
+        assemble_finished(store, stock.targets)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +99,7 @@ def test_every_image_exactly_once(case: dict[str, Any]) -> None:
     assert (verdict.images, verdict.rows, verdict.rejects) == (
         len(wanted), len(wanted) - len(case["bad"]), len(case["bad"]),
     )  # fmt: skip
-    perform(plain, case | {"cut": 100}, 1, 1.0, 0)
+    perform(plain, case | {"workers": 0}, 1, 1.0, 0)
     assert snapshot(root) == snapshot(plain)
     for npy in sorted((root / "img_emb").glob("*.npy")):
         table = pq.read_table(root / "metadata" / npy.name.replace("img_emb", "metadata").replace("npy", "parquet"))
@@ -133,11 +123,27 @@ def test_a_row_that_is_no_unit_vector_is_a_reject() -> None:
     batch.embeddings_BD[1] = float("nan")
     batch.embeddings_BD[2] *= 1.5
     RangeCommitter(store, 0, {0: 4}, frozenset({0}), np.inf).add(batch)
-    store.tidy()
+    tidy(store)
     check_layout(store.root, rows=2, rejects=2)
     rejects = pq.read_table(store.path("rejects", 0)).to_pydict()
     assert rejects["position"] == [1, 2] and rejects["stage"] == ["encode"] * 2
     assert identities(store.root) == [(0, position) for position in range(4)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.float32, 1e-4)])
+def test_what_the_writer_lets_pass_verification_lets_pass(dtype: torch.dtype, tolerance: float) -> None:
+    """A norm that only one of the two took for 1 would be written, refused, and kept so for ever."""
+    store, offs = Store(new_folder()), [-3, -1.5, -0.5, 0, 0.5, 1.5, 3]
+    embeddings_BD = torch.zeros(len(offs), WIDTH)
+    embeddings_BD[:, 1] = torch.tensor([1 + off * tolerance for off in offs])
+    rows = [ImageRow("p", str(one), 0, one, 1, 1, None, None, None) for one in range(len(offs))]
+    work = WorkRange(0, 0, len(offs))
+    committer = RangeCommitter(store, 0, {0: len(offs)}, frozenset({0}), np.inf)
+    committer.add(EmbeddedBatch(embeddings_BD.to(dtype), rows, [], work, True))
+    verdict = verify(store.root, {0: len(offs)})
+    assert verdict.problems == []
+    assert (verdict.rows, verdict.rejects) == (3, 4)
+    assert set(pq.read_table(store.path("rejects", 0))["stage"].to_pylist()) == {"encode"}
 
 
 def test_too_many_rejects_end_the_run_and_say_why() -> None:
@@ -253,4 +259,4 @@ def save(root: Path, made: list[EmbeddedBatch], sizes: dict[int, int]) -> None:
     writer.on_predict_end(trainer, module)
     assert writer._lock is not None
     writer._lock.release()
-    Store(root).tidy()
+    tidy(Store(root))

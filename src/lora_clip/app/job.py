@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,10 @@ from lora_clip.models.clip import DTYPES, Normalisation, resolve_dtype
 from lora_clip.models.module import ClipEmbedder
 from lora_clip.models.preprocess import load_spec
 from lora_clip.monitor.callback import Monitor
-from lora_clip.output.ledger import covers, prefix, prefix_length
-from lora_clip.output.manifest import build_manifest, read_manifest, write_manifest
+from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
+from lora_clip.output.notes import take_notes
 from lora_clip.output.session import OutputSession
-from lora_clip.output.store import Store
-from lora_clip.output.verify import Verdict, verify
+from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.pixels.decode import DECODINGS
 from lora_clip.report.run import write_report
@@ -101,7 +100,7 @@ def run(config: DictConfig) -> None:
         if job.plan.images or launch.torchrun_shape():
             data.plan = job.plan
             monitor.clear(timelines=job.plan.images > 0)
-            monitor.opening = lambda adapter: summary.opening(job.settings, job.inventory, job.plan, adapter)
+            monitor.opening = lambda adapter: opening(job, session, embedder, adapter)
             launch.predict(trainer, embedder, data)
         finish(job, session, monitor, embedder, started)
         if config.index:
@@ -179,20 +178,19 @@ def plan(config: DictConfig, session: OutputSession, source: Source, model: Mode
     records = session.known_inputs()
     known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
     inventory = take_inventory(source, known, config.data.limit)
-    _check_unchanged(session.store, known, inventory.shards)
+    _check_unchanged(session.snapshot.committed, known, inventory.shards)
     shards = {shard.id: shard for shard in (*known, *inventory.shards)}
     kept = session.prefixes()
     wanted = {id_: max(inventory.targets.get(id_, 0), kept.get(id_, 0)) for id_ in shards}
     session.begin(fingerprint, ({**shard.to_json(), "wanted": wanted[id_]} for id_, shard in sorted(shards.items())))
-    ranges = session.store.recover(wanted)
+    ranges = session.recover(wanted).committed
     done = {shard: [(entry.start, entry.stop) for entry in found] for shard, found in ranges.items()}
     missing = make_plan(inventory, done, ranks=settings.ranks, workers=settings.workers, batch_size=settings.batch_size)
     return Job(model, inventory, missing, wanted, fingerprint, settings, config.max_reject_fraction)
 
 
-def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard]) -> None:
+def _check_unchanged(embedded: Container[int], known: Sequence[Shard], now: Sequence[Shard]) -> None:
     """Raises OutputError where a shard that is embedded, wholly or in part, is not the shard that it was."""
-    embedded = store.committed()
     before = {shard.id: shard for shard in known if shard.id in embedded}
     changed = [shard for shard in now if shard.id in before and before[shard.id].digest != shard.digest]
     if changed:
@@ -203,23 +201,20 @@ def _check_unchanged(store: Store, known: Sequence[Shard], now: Sequence[Shard])
         )
 
 
-def assemble(store: Store, targets: Mapping[int, int]) -> None:
-    """Finish the shards whose ranges lie with several ranks."""
-    for shard, ranges in store.committed().items():
-        if (
-            targets.get(shard)
-            and covers(ranges, targets[shard])
-            and not (ranges[0].final and covers(ranges[:1], prefix_length(prefix(ranges))))
-        ):
-            store.assemble(0, shard, prefix(ranges))
-    store.tidy()
+def opening(job: Job, session: OutputSession, embedder: ClipEmbedder, adapter: AdapterSummary | None) -> str:
+    """What will be done, once the model is on its device; and whether that is not how it was done before."""
+    line = summary.opening(job.settings, job.inventory, job.plan, adapter)
+    if not job.plan.images:
+        return line
+    notes = take_notes(embedder.trainer.strategy.root_device, embedder.compile_model, job.settings.batch_size)
+    differs = session.note(notes)
+    return f"{line}\n{differs}" if differs else line
 
 
 def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: ClipEmbedder, started: float) -> None:
     """Assemble, verify, write the manifest and the report, and tell the user."""
     ranks = monitor.finish()
-    assemble(session.store, job.wanted)
-    verdict = verify(session.root, job.wanted)
+    verdict = session.conclude(job.wanted, embedded=job.plan.images > 0)
     if verdict.problems:
         raise OutputError(_unsound(session.root, verdict))
     if job.plan.images or read_manifest(session.root) is None:
@@ -228,6 +223,8 @@ def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: ClipEmb
         manifest = build_manifest(job.fingerprint, job.model.checkpoint, verdict, run_record, adapter)
         write_manifest(session.root, manifest)
         write_report(session.root)
+    else:
+        upgrade_manifest(session.root)
     print(summary.closing(session.root, job.plan, verdict), flush=True)
     if (rejects := int(sum(rank.rejects for rank in ranks))) > job.allowed_rejects:
         raise TooManyRejectsError(

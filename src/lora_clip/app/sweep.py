@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.diagnose.text import align, python
-from lora_clip.report.charts import Column, plot
+from lora_clip.report.charts import Column, side_by_side
 
 OUT_OF_MEMORY_STATUS = (12, -9)
 """The job's own exit status for it, and the kernel's way of saying it."""
@@ -22,6 +22,7 @@ AS_FAST = 0.98
 """Points from this share of the highest rate on count as as fast: two runs of one point differ by as much."""
 ENOUGH_SECONDS = 5.0
 BATCH_SIZE = "data.batch_size="
+PANELS = ("images per second", "peak memory, MiB")
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,29 @@ def plot_points(points: Sequence[Point], best: Point) -> str:
     sizes = all(point.name.startswith(BATCH_SIZE) and point.name[len(BATCH_SIZE) :].isdigit() for point in points)
     ordered = sorted(points, key=lambda point: int(point.batch_size)) if sizes else points
     columns = [
-        Column(
-            str(point.batch_size) if sizes else point.name,
-            point.images_per_second,
-            point.peak_bytes and point.peak_bytes / 2**20,
-            "" if point.state == "done" else point.state,
-            point is best,
-        )
-        for point in ordered
+        _column(point, str(point.batch_size) if sizes else _short(point.name), point is best) for point in ordered
     ]
-    return plot(columns, "images per batch (data.batch_size)" if sizes else "point of the sweep", line=sizes)
+    across = "images per batch (data.batch_size)" if sizes else "point of the sweep"
+    title = f"Images per second and peak memory over {across}"
+    described = "; ".join(f"{column.name}: {_in_words(column)}" for column in columns)
+    return side_by_side(title, described, PANELS, columns, across, joined=sizes).document()
+
+
+def _column(point: Point, name: str, best: bool) -> Column:
+    memory = None if point.peak_bytes is None else point.peak_bytes / 2**20
+    return Column(name, (point.images_per_second, memory), "" if point.state == "done" else point.state, best)
+
+
+def _short(name: str) -> str:
+    """A point's overrides without the groups of their keys: what differs is the value."""
+    pairs = (override.partition("=") for override in name.split(","))
+    return ",".join(f"{key.rpartition('.')[2]}{equals}{value}" for key, equals, value in pairs)
+
+
+def _in_words(column: Column) -> str:
+    rate, memory = column.values
+    told = f"{rate or 0:,.0f} images per second, {memory or 0:,.0f} MiB{' (best)' if column.best else ''}"
+    return column.trouble or told
 
 
 def table(points: Sequence[Point]) -> str:

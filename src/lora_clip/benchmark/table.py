@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.measure import Timing
 from lora_clip.diagnose.text import align
-from lora_clip.report.charts import STYLE
+from lora_clip.report.charts import Length, lying_bars
 
 WHOLE = 1000
 HEADER = (
     "pattern", "devices", "workers", "images/s", "s for 1,000", "29,104 images", "x the loop", "of the ceiling",
 )  # fmt: skip
 LOOP = "one-at-a-time"
-ROW, BAR, NAMES, ROOM, ABOVE = 26, 420, 380, 110, 46
 UNKNOWN = "- in a row that was run: so few images do not show in its time; take more (--subset)"
 
 
@@ -112,27 +110,9 @@ def duration(seconds: float) -> str:
 
 def chart(found: Sequence[Row], title: str) -> str:
     """The rates as bars, an SVG document; the ceilings are the pale ones."""
-    width, height = NAMES + BAR + ROOM, ABOVE + ROW * len(found) + 14
-    longest = max(row.rate or 0 for row in found)
-    bars = "\n".join(_bar(row, index, longest) for index, row in enumerate(found))
     described = "; ".join(f"{_name(row)}: {_told(row.rate)} images per second" for row in found)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-labelledby="title desc">\n<title id="title">{html.escape(title)}</title>\n'
-        f'<desc id="desc">{html.escape(described)}</desc>\n<style>{STYLE}.pale {{ fill-opacity: .35; }}</style>\n'
-        f'<rect class="page" width="{width}" height="{height}"/>\n'
-        f'<text class="head" x="14" y="26">{html.escape(title)}</text>\n{bars}\n</svg>\n'
-    )
-
-
-def _bar(row: Row, index: int, longest: float) -> str:
-    top, length = ABOVE + ROW * index, max(1.0, BAR * (row.rate or 0) / longest)
-    style = "rate pale" if row.is_ceiling else "rate"
-    return (
-        f'<text x="{NAMES - 10}" y="{top + 16}" text-anchor="end">{html.escape(_name(row))}</text>'
-        f'<rect class="{style}" stroke="none" x="{NAMES}" y="{top + 4}" width="{length:.1f}" height="{ROW - 8}"/>'
-        f'<text x="{NAMES + length + 6:.1f}" y="{top + 16}">{_told(row.rate)}</text>'
-    )
+    bars = [Length(_name(row), row.rate or 0.0, _told(row.rate), row.is_ceiling) for row in found]
+    return lying_bars(title, described, bars).document()
 
 
 def _name(row: Row) -> str:

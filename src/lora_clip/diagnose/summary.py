@@ -14,6 +14,7 @@ import torch
 from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
 from lora_clip.diagnose.text import align, python
+from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapters import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
@@ -21,7 +22,6 @@ from lora_clip.monitor.meter import Machine
 from lora_clip.monitor.progress import Counters, total
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
-from lora_clip.report import rejected
 from lora_clip.sources.base import count_extensions
 
 EXTENSIONS_SHOWN = 4
@@ -133,7 +133,7 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     manifest = read_manifest(root) or {}
     lines = ["nothing is missing"] if plan.images == 0 else _of_run(manifest.get("run") or {})
     lines.append(f"verified: {counts(verdict)}")
-    lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejected.collect(root)[:REASONS_SHOWN]]
+    lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
     lines += [f"prove:    {python()} scripts/verify.py {root}"]
     lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']

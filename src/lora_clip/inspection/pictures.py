@@ -11,7 +11,7 @@ from typing import Self
 
 from PIL import Image
 
-from lora_clip.errors import DataError, OutputError
+from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.pixels.decode import ImageError, decode
 from lora_clip.sources.base import Shard, Source, parse_image_key
@@ -32,11 +32,7 @@ class Pictures:
     @classmethod
     def of(cls, root: Path) -> Self:
         """The pictures of the output in `root`. Raises OutputError where it is none."""
-        fingerprint = provenance.read_fingerprint(root)
-        if fingerprint is None:
-            raise OutputError(
-                f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job"
-            )
+        fingerprint = provenance.require_fingerprint(root)
         lines = ({key: item for key, item in line.items() if key != "wanted"} for line in provenance.read_inputs(root))
         shards = map(Shard.from_json, lines)
         return cls({shard.id: shard for shard in shards}, parse_image_key(fingerprint["image_key"]))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_clip.errors import DataError, OutputError
+from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict, verify
@@ -19,9 +19,7 @@ def recheck(root: Path) -> tuple[Verdict, list[str]]:
 
     Raises OutputError where `root` holds no output.
     """
-    fingerprint = provenance.read_fingerprint(root)
-    if fingerprint is None:
-        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
+    fingerprint = provenance.require_fingerprint(root)
     records = provenance.read_inputs(root)
     verdict = verify(root, {line["id"]: line["wanted"] for line in records})
     if read_manifest(root) is None:

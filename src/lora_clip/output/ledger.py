@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from lora_clip.io.atomic import make_folder, sync_folder
+from lora_clip.types import WorkRange
 
 
 @dataclass(frozen=True)
 class CommittedRange:
     """A committed run of positions [start, stop): how many became rows and rejects, and its files' SHA-256.
 
-    `final` says that the files stand in their final folders. `seconds` is the time from the range's first batch to
-    its commit, `finished` the UTC time of the commit.
+    `final` says that the files were put into their final folders. `seconds` is the time from the range's first batch to
+    its commit, `finished` the UTC time of the commit, `sizes` the files' bytes (format 1 knew none).
     """
 
     shard: int
@@ -34,13 +35,26 @@ class CommittedRange:
     final: bool
     seconds: float = 0.0
     finished: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """What was read of a rank's file: its whole lines up to the byte `end`."""
+
+    end: int = 0
+    ranges: tuple[CommittedRange, ...] = ()
 
 
 class Ledger:
-    """The files `ranks/rank_00003.jsonl`; each rank appends to its own, anyone reads all."""
+    """The files `ranks/rank_00003.jsonl`; each rank appends to its own, anyone reads all.
+
+    What was parsed once is kept: lines are only ever appended.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._parsed: dict[Path, _Parsed] = {}
 
     def append(self, rank: int, entry: CommittedRange) -> None:
         """Add a line and wait until it is on disk."""
@@ -57,8 +71,30 @@ class Ledger:
 
     def ranges(self) -> list[CommittedRange]:
         """All committed ranges of all ranks and runs, in no particular order."""
-        lines = (line for path in sorted(self.folder.glob("rank_*.jsonl")) for line in path.read_bytes().splitlines())
-        return [entry for line in lines if (entry := _parse(line)) is not None]
+        return [entry for path in sorted(self.folder.glob("rank_*.jsonl")) for entry in self._ranges_of(path)]
+
+    def forget(self) -> None:
+        """Read from the start the next time: the files were replaced."""
+        self._parsed.clear()
+
+    def _ranges_of(self, path: Path) -> tuple[CommittedRange, ...]:
+        before = self._parsed.get(path, _Parsed())
+        if path.stat().st_size < before.end:
+            before = _Parsed()
+        with path.open("rb") as file:
+            file.seek(before.end)
+            appended = file.read()
+        whole, newline, last = appended.rpartition(b"\n")
+        end = before.end + len(whole) + len(newline)
+        self._parsed[path] = now = _Parsed(end, (*before.ranges, *_parse_lines(whole)))
+        return (*now.ranges, *_parse_lines(last))  # the last one may still be growing
+
+
+def _parse_lines(text: bytes) -> Iterator[CommittedRange]:
+    return (entry for line in text.splitlines() if (entry := _parse(line)) is not None)
+
+
+FIELDS = tuple(field.name for field in fields(CommittedRange))
 
 
 def _ends_clean(path: Path) -> bool:
@@ -71,7 +107,7 @@ def _ends_clean(path: Path) -> bool:
 def _parse(line: bytes) -> CommittedRange | None:
     try:
         record = json.loads(line)
-        return CommittedRange(**{field.name: record[field.name] for field in fields(CommittedRange)})
+        return CommittedRange(**{name: record[name] for name in FIELDS if name in record})
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -115,3 +151,8 @@ def prefix_length(run: Sequence[CommittedRange]) -> int:
 def covers(ranges: Sequence[CommittedRange], target: int) -> bool:
     """Whether disjoint ranges, in order, hold every position [0, target)."""
     return prefix_length(prefix(ranges)) >= target
+
+
+def work_of(entry: CommittedRange) -> WorkRange:
+    """The run of positions of a committed range."""
+    return WorkRange(entry.shard, entry.start, entry.stop)

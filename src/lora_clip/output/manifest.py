@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_clip import __version__
 from lora_clip.io.atomic import write_text
+from lora_clip.output.layout import FORMAT, check_format
 from lora_clip.output.verify import Verdict
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "webdataset", "simplejpeg", "pillow", "numpy", "pyarrow")
@@ -23,7 +24,7 @@ def build_manifest(
     """The manifest as plain JSON values; `run` describes the latest run, the counts are of the whole output."""
     lora = None if adapter is None else asdict(adapter)
     return {
-        "format": "lora_clip 1",
+        "format": FORMAT,
         "model": {"base": checkpoint.base, "adapter": checkpoint.adapter, "lora": lora},
         "fingerprint": fingerprint,
         "images": verdict.images,
@@ -46,7 +47,18 @@ def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
     write_text(root / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
+def upgrade_manifest(root: Path) -> None:
+    """Let the manifest tell the format that a run which had nothing to embed has brought the output to."""
+    manifest = read_manifest(root)
+    if manifest is not None and manifest["format"] != FORMAT:
+        write_manifest(root, {**manifest, "format": FORMAT})
+
+
 def read_manifest(root: Path) -> dict[str, Any] | None:
-    """The manifest, or None for an output that no run has finished."""
+    """The manifest, or None for an output that no run has finished. Raises OutputError for a newer format."""
     path = root / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    check_format(path, manifest.get("format"))
+    return manifest

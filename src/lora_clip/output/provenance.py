@@ -9,24 +9,39 @@ from typing import Any
 
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import write_text
+from lora_clip.output.layout import FORMAT, UNNAMED_FORMAT, check_format
 
 Fingerprint = Mapping[str, Any]
 
 
 def read_fingerprint(root: Path) -> dict[str, Any] | None:
-    """The fingerprint that the directory was begun with, or None for a directory that holds no output."""
+    """The fingerprint that the directory was begun with, or None for a directory that holds no output.
+
+    Raises OutputError where it is damaged or of a newer format.
+    """
     path = root / "fingerprint.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        found = json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise OutputError(
             f"{path} is not JSON ({error}): this is not a sound output; use another output_dir"
         ) from error
+    if found is not None:
+        check_format(path, found.pop("format", UNNAMED_FORMAT))
+    return found
+
+
+def require_fingerprint(root: Path) -> dict[str, Any]:
+    """The fingerprint of an output. Raises OutputError where `root` holds none."""
+    found = read_fingerprint(root)
+    if found is None:
+        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
+    return found
 
 
 def write_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
-    """Record, before the first embedding is written, what the directory will hold."""
-    write_text(root / "fingerprint.json", json.dumps(fingerprint, indent=2) + "\n")
+    """Record, before the first embedding is written, what the directory will hold and in which format."""
+    write_text(root / "fingerprint.json", json.dumps({"format": FORMAT, **fingerprint}, indent=2) + "\n")
 
 
 def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
@@ -34,7 +49,7 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     found = read_fingerprint(root)
     if found is None or found == wanted:
         return
-    before, now = dict(_flatten(found)), dict(_flatten(wanted))
+    before, now = dict(flatten(found)), dict(flatten(wanted))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     lines = [f"  {key}: {before.get(key)} there, {now.get(key)} wanted" for key in changed]
     raise OutputError(
@@ -44,10 +59,11 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     )
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The values of nested mappings, each with its dotted path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 

@@ -59,8 +59,10 @@ class Rows:
 
     def __init__(self, root: Path) -> None:
         store = Store(root)
-        finished = (found[0] for found in store.committed().values() if found[0].final and found[0].rows)
-        self.blocks: Mapping[int, Block] = {entry.shard: _block(store, entry) for entry in finished}
+        finished = store.snapshot().finished
+        self.blocks: Mapping[int, Block] = {
+            shard: _block(store, entry) for shard, entry in finished.items() if entry.rows
+        }
         if not self.blocks:
             raise OutputError(f"{root} holds no embeddings: run the job first")
 

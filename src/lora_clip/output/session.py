@@ -12,19 +12,28 @@ from lora_clip.errors import OutputError
 from lora_clip.io.atomic import storage_error
 from lora_clip.io.lock import OutputLock
 from lora_clip.output import provenance
-from lora_clip.output.ledger import prefix, prefix_length
-from lora_clip.output.store import SUFFIXES, Store
+from lora_clip.output.housekeeping import assemble_finished, clear, recover
+from lora_clip.output.layout import SUFFIXES
+from lora_clip.output.ledger import CommittedRange
+from lora_clip.output.manifest import read_manifest
+from lora_clip.output.notes import RunNotes, add_notes, differences, read_notes
+from lora_clip.output.snapshot import Snapshot
+from lora_clip.output.store import Store
+from lora_clip.output.verify import Verdict, verify
 
 
 class OutputSession:
     """The directory `root` as rank 0 holds it. With `resume` false what an earlier job left there is discarded.
 
     Nothing is created or deleted before `begin`, so that a mistake in the configuration leaves nothing behind.
+    What it holds (`snapshot`) is read once; again only after this process or another rank has changed it.
     """
 
     def __init__(self, root: Path, resume: bool) -> None:
         self.root, self.resume = root, resume
         self.store = Store(root)
+        self.snapshot = Snapshot(self.store, (), {})
+        self._proven: Mapping[int, CommittedRange] = {}
         self._lock: OutputLock | None = None
         self._created: list[Path] = []
         self._begun = False
@@ -37,6 +46,7 @@ class OutputSession:
             if (self.root / ".lock").exists():
                 self._claim()
             self._refuse_untrusted()
+        self.snapshot = self.store.snapshot()
         return self
 
     def _claim(self) -> None:
@@ -65,15 +75,11 @@ class OutputSession:
 
     def _continues(self) -> bool:
         """Whether something is there to go on from: a job that ended before its first commit binds no later one."""
-        return self.resume and bool(self.store.ledger.ranges())
+        return self.resume and bool(self.snapshot.lines)
 
     def prefixes(self) -> dict[int, int]:
         """How many leading positions of each shard are committed and to be kept."""
-        return (
-            {shard: prefix_length(prefix(found)) for shard, found in self.store.committed().items()}
-            if self.resume
-            else {}
-        )
+        return self.snapshot.prefixes() if self.resume else {}
 
     def begin(self, fingerprint: provenance.Fingerprint, inputs: Iterable[Mapping[str, Any]]) -> None:
         """Create the directory where it is missing, and record what it will hold."""
@@ -84,24 +90,60 @@ class OutputSession:
             raise storage_error(self.root, error) from error
         if self._lock is None:
             self._claim()
+            self._refuse_news()
         self._created, self._begun = missing, True  # not before the directory is ours: another job may have made it too
-        if not self._continues():
-            self.store.clear()
+        self._start_from_what_is_there()
         provenance.write_fingerprint(self.root, fingerprint)
         provenance.write_inputs(self.root, inputs)
+
+    def _refuse_news(self) -> None:
+        """What was planned is void where another job came and went since."""
+        if self.store.snapshot().lines != self.snapshot.lines:
+            raise OutputError(f"another job has written to {self.root} meanwhile: type the same command again")
+
+    def _start_from_what_is_there(self) -> None:
+        if not self._continues():
+            clear(self.store)
+            self.snapshot = self.store.snapshot()
+        elif read_manifest(self.root) is not None:
+            # a manifest is written when all that is finished was verified, and withdrawn before more is committed
+            self._proven = self.snapshot.finished
+
+    def recover(self, targets: Mapping[int, int]) -> Snapshot:
+        """Bring what an interrupted run left into order; what is committed then."""
+        self.snapshot = recover(self.store, targets, self.snapshot)
+        return self.snapshot
+
+    def note(self, notes: RunNotes) -> str | None:
+        """Record under which conditions this run embeds; a line for the user where rows of others are there."""
+        line = differences(read_notes(self.root), notes)
+        add_notes(self.root, notes)
+        return line
+
+    def conclude(self, targets: Mapping[int, int], embedded: bool) -> Verdict:
+        """Finish shards that several ranks shared, and check the output; `embedded`: ranks have committed something.
+
+        What an earlier run's manifest vouches for is not read again: its files' presence and sizes are checked.
+        """
+        if embedded:
+            self.snapshot = self.store.snapshot()
+        self.snapshot = assemble_finished(self.store, targets, self.snapshot)
+        finished = self.snapshot.finished
+        proven = {shard for shard, entry in self._proven.items() if finished.get(shard) == entry}
+        return verify(self.root, targets, self.snapshot, proven)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let the directory go; what a job leaves that failed before its first commit is removed."""
-        if error is not None and self._begun and not self.store.ledger.ranges():
+        if error is not None and self._begun and not self.store.snapshot().lines:
             self._leave_nothing()
         if self._lock is not None:
             self._lock.release()
 
     def _leave_nothing(self) -> None:
         if not self._created:
-            self.store.clear()
+            clear(self.store)
             (self.root / ".lock").unlink(missing_ok=True)
             return
         shutil.rmtree(self.root, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lora_clip.output.layout import SUFFIXES, file_name
 from lora_clip.output.ledger import CommittedRange
-from lora_clip.output.store import SUFFIXES, Store
+from lora_clip.output.snapshot import Snapshot
+from lora_clip.output.store import Store
+from lora_clip.output.tables import is_unit, norms
 
-NORM_TOLERANCE = {2: 2e-3, 4: 1e-4}
-"""How far a row's L2 norm may be from 1, by bytes per value: about four units in the last place of a float16 row."""
 LAYOUTS = ("<f2", "<f4")
 ROWS_AT_ONCE = 65_536
 
@@ -38,56 +39,77 @@ class Verdict:
         return not self.problems
 
 
-def verify(root: Path, targets: Mapping[int, int], checksums: bool = True) -> Verdict:
-    """Check the output in `root` against `targets`: how many positions of each input shard it should hold."""
-    store = Store(root)
+def verify(
+    root: Path, targets: Mapping[int, int], now: Snapshot | None = None, proven: Collection[int] = ()
+) -> Verdict:
+    """Check the output in `root` against `targets`: how many positions of each input shard it should hold.
+
+    Of the shards in `proven` (an earlier run verified them) nothing is read: what the ledger says, and whether their
+    files are there with their sizes. `now` is the output as it is, where that is known already.
+    """
+    now = now or Store(root).snapshot()
     verdict = Verdict()
-    ranges = store.committed()
     for shard, target in targets.items():
-        verdict.problems += _check_shard(store, shard, target, ranges.get(shard, []), verdict, checksums)
+        verdict.problems += _check_shard(now, shard, target, verdict, shard in proven)
     verdict.problems += [
-        f"shard {shard} is in the ledger, but not in the input" for shard in ranges.keys() - targets.keys()
+        f"shard {shard} is in the ledger, but not in the input" for shard in now.committed.keys() - targets.keys()
     ]
-    verdict.problems += _unexpected(store, ranges)
+    verdict.problems += _unexpected(now)
     return verdict
 
 
-def _check_shard(
-    store: Store, shard: int, target: int, ranges: Sequence[CommittedRange], verdict: Verdict, checksums: bool
-) -> Iterator[str]:
-    target = max([target, *(entry.stop for entry in ranges if entry.final)])
+def _check_shard(now: Snapshot, shard: int, target: int, verdict: Verdict, proven: bool) -> Iterator[str]:
+    ranges, entry = now.committed.get(shard, []), now.finished.get(shard)
+    target = max([target, *(one.stop for one in ranges if one.final)])
     verdict.images += target
     if target == 0:
         return
-    if not ranges or not ranges[0].final or ranges[0].stop < target:
-        held = sum(entry.stop - entry.start for entry in ranges)
-        gone = ", ".join(store.missing(shard))
-        why = f"{gone} is gone" if gone else "the shard is not finished"
-        yield f"shard {shard}: {held} of {target} images are committed, {why}"
+    if entry is None or entry.stop < target:
+        yield _unfinished(now, shard, target)
         return
-    entry = ranges[0]
     verdict.shards += 1
     verdict.rows += entry.rows
     verdict.rejects += entry.rejects
-    if checksums and (changed := [kind for kind in entry.checksums if not _checksum_holds(store, entry, kind)]):
-        yield f"shard {shard}: {', '.join(changed)} changed since it was written (its SHA-256 differs)"
-        return
     try:
-        yield from _check_identities(store, entry)
-        if entry.rows:
-            yield from _check_embeddings(store, entry, verdict)
+        yield from _check_presence(now, entry, verdict) if proven else _check_files(now, entry, verdict)
     except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
         yield f"shard {shard}: its files cannot be read: {error}"
 
 
-def _checksum_holds(store: Store, entry: CommittedRange, kind: str) -> bool:
-    with store.locate(kind, entry).open("rb") as file:
+def _unfinished(now: Snapshot, shard: int, target: int) -> str:
+    held = sum(entry.stop - entry.start for entry in now.committed.get(shard, []))
+    gone = ", ".join(now.gone(shard))
+    why = f"{gone} is gone" if gone else "the shard is not finished"
+    return f"shard {shard}: {held} of {target} images are committed, {why}"
+
+
+def _check_presence(now: Snapshot, entry: CommittedRange, verdict: Verdict) -> Iterator[str]:
+    sizes = {kind: now.locate(kind, entry).stat().st_size for kind in entry.sizes}
+    if changed := [kind for kind, size in sizes.items() if size != entry.sizes[kind]]:
+        yield f"shard {entry.shard}: {', '.join(changed)} changed since it was written (its size differs)"
+    elif entry.rows and verdict.width is None:
+        # one header of all: what the others hold was compared when they were proven
+        embeddings_ND = np.load(now.locate("img_emb", entry), mmap_mode="r", allow_pickle=False)
+        verdict.width, verdict.dtype = embeddings_ND.shape[-1], embeddings_ND.dtype.name
+
+
+def _check_files(now: Snapshot, entry: CommittedRange, verdict: Verdict) -> Iterator[str]:
+    if changed := [kind for kind in entry.checksums if not _checksum_holds(now, entry, kind)]:
+        yield f"shard {entry.shard}: {', '.join(changed)} changed since it was written (its SHA-256 differs)"
+        return
+    yield from _check_identities(now, entry)
+    if entry.rows:
+        yield from _check_embeddings(now, entry, verdict)
+
+
+def _checksum_holds(now: Snapshot, entry: CommittedRange, kind: str) -> bool:
+    with now.locate(kind, entry).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == entry.checksums[kind]
 
 
-def _check_identities(store: Store, entry: CommittedRange) -> Iterator[str]:
+def _check_identities(now: Snapshot, entry: CommittedRange) -> Iterator[str]:
     """Rows and rejects together are the positions [0, stop), each once."""
-    positions = {kind: _positions(store, entry, kind) for kind in ("metadata", "rejects")}
+    positions = {kind: _positions(now, entry, kind) for kind in ("metadata", "rejects")}
     for kind, count in (("metadata", entry.rows), ("rejects", entry.rejects)):
         if len(positions[kind]) != count:
             yield f"shard {entry.shard}: {kind} has {len(positions[kind])} rows, the ledger says {count}"
@@ -100,14 +122,14 @@ def _check_identities(store: Store, entry: CommittedRange) -> Iterator[str]:
         yield f"shard {entry.shard}: {duplicates} images twice, {missing} neither embedded nor rejected"
 
 
-def _positions(store: Store, entry: CommittedRange, kind: str) -> np.ndarray:
+def _positions(now: Snapshot, entry: CommittedRange, kind: str) -> np.ndarray:
     if kind not in entry.checksums:
         return np.empty(0, np.int64)
-    return pq.read_table(store.locate(kind, entry), columns=["position"])["position"].to_numpy()
+    return pq.read_table(now.locate(kind, entry), columns=["position"])["position"].to_numpy()
 
 
-def _check_embeddings(store: Store, entry: CommittedRange, verdict: Verdict) -> Iterator[str]:
-    embeddings_ND = np.load(store.locate("img_emb", entry), mmap_mode="r", allow_pickle=False)
+def _check_embeddings(now: Snapshot, entry: CommittedRange, verdict: Verdict) -> Iterator[str]:
+    embeddings_ND = np.load(now.locate("img_emb", entry), mmap_mode="r", allow_pickle=False)
     found = f"{embeddings_ND.shape} {embeddings_ND.dtype}"
     if embeddings_ND.ndim != 2 or embeddings_ND.dtype.str not in LAYOUTS or not embeddings_ND.flags.c_contiguous:
         yield f"shard {entry.shard}: img_emb is {found}, a C-order (n, d) array of float16 or float32 is expected"
@@ -124,21 +146,12 @@ def _check_embeddings(store: Store, entry: CommittedRange, verdict: Verdict) -> 
 
 
 def _bad_rows(embeddings_ND: np.ndarray) -> int:
-    norms_N = np.linalg.norm(embeddings_ND.astype(np.float32), axis=1)
-    return int((~(np.abs(norms_N - 1) <= NORM_TOLERANCE[embeddings_ND.itemsize])).sum())
+    return int((~is_unit(norms(embeddings_ND), embeddings_ND.dtype)).sum())
 
 
-def _unexpected(store: Store, ranges: Mapping[int, Sequence[CommittedRange]]) -> Iterator[str]:
+def _unexpected(now: Snapshot) -> Iterator[str]:
     """Files that a reader would take for embeddings and that nothing accounts for."""
-    known = {
-        store.path(kind, entry.shard)
-        for found in ranges.values()
-        for entry in found
-        if entry.final
-        for kind in entry.checksums
-    }
     for kind in SUFFIXES:
-        folder = store.root / kind
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path not in known:
-                yield f"{path.relative_to(store.root)} is not accounted for by the ledger"
+        known = {file_name(kind, shard) for shard, entry in now.finished.items() if kind in entry.checksums}
+        for name in sorted(now.names[kind] - known):
+            yield f"{kind}/{name} is not accounted for by the ledger"

@@ -20,10 +20,10 @@ from lora_clip.errors import TooManyRejectsError
 from lora_clip.io.lock import OutputLock
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.store import Store
+from lora_clip.output.tables import is_unit, norms
 from lora_clip.types import EmbeddedBatch, ImageRow, Reject, WorkRange
 
 WAITING_BATCHES = 8
-NORM_TOLERANCE = 1e-2
 REJECTS_SHOWN = 3
 
 
@@ -52,7 +52,8 @@ class RangeCommitter:
         self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
         self._open: dict[WorkRange, _OpenRange] = {}
-        self._ranges = {shard: list(found) for shard, found in store.committed().items() if shard in local}
+        self._before = store.snapshot()
+        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in local}
 
     def add(self, batch: EmbeddedBatch) -> None:
         """Take a batch whose embeddings are on the CPU; its range's last batch commits the range."""
@@ -89,14 +90,14 @@ class RangeCommitter:
         ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
         self._ranges[shard] = ranges
         if covers(ranges, self.targets[shard]):
-            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)))
+            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)), self._before)
 
 
 def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], list[Reject]]:
     """The batch's rows without padding; a row that is not finite or not of unit norm becomes a reject."""
     embeddings_ND = batch.embeddings_BD[: len(batch.rows)].numpy()
-    norms_N = np.linalg.norm(embeddings_ND.astype(np.float32), axis=1)
-    sound_N = np.abs(norms_N - 1) < NORM_TOLERANCE
+    norms_N = norms(embeddings_ND)
+    sound_N = is_unit(norms_N, embeddings_ND.dtype)
     if sound_N.all():
         return embeddings_ND, batch.rows, []
     failed = [

@@ -1,1 +1,1 @@
-"""Pages for people: templates, charts, and what goes into them."""
+"""Pages for people: templates, the style that they share, charts, and the page of a run."""

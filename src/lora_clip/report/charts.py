@@ -1,134 +1,174 @@
-"""The plot of a sweep as an SVG file: images per second above, memory below, over the points."""
+"""Charts as SVG: the one place that draws, so that all charts look the same, on pages and in files of their own.
+
+A chart is a tree of elements, never text put together: nothing from the data can become markup. The pieces come first
+(a frame with its axis, bars, lines, points, marks, a legend), then the charts that are made of them. Lengths are in
+the units of the drawing, which are pixels where it is shown at its own size.
+"""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+from xml.etree import ElementTree
 
-LEFT, RIGHT, TOP, PANEL, GAP = 76, 28, 56, 150, 46
-STEP = 112
+import numpy as np
+
+from lora_clip.report.pages import WEB
+
+Part = ElementTree.Element
+COLOURS = 8
+LEFT, RIGHT, TOP, PANEL, GAP, BELOW = 64, 24, 46, 150, 66, 26
+"""Room at the left for the figures of an axis, at the right, above the first of some panels; a panel's height, the room
+from one to the next, and what names below the last one take."""
 LINE = 17
-LABEL_LETTERS = 15
-FLOOR = TOP + 2 * PANEL + GAP
-STYLE = """
-svg { color-scheme: light dark; font: 13px system-ui, sans-serif; }
-.page { fill: #fff; } text { fill: #222; } .faint { fill: #666; } .grid { stroke: #ddd; } .head { font-weight: 600; }
-.rate { stroke: #1f5fbf; fill: #1f5fbf; } .memory { stroke: #a8500f; fill: #a8500f; }
-polyline, .ring { fill-opacity: 0; } polyline, .ring, .cross { stroke-width: 2; } .cross { stroke: #c0202c; }
-@media (prefers-color-scheme: dark) {
-  .page { fill: #16181c; } text { fill: #e6e6e6; } .faint { fill: #a2a2a2; } .grid { stroke: #3a3d44; }
-  .rate { stroke: #7fb0ff; fill: #7fb0ff; } .memory { stroke: #f0a060; fill: #f0a060; } .cross { stroke: #ff7a80; }
-}
-"""
+LETTER = 7.5
+"""A letter's width at most, as a rule: nobody knows it before a browser has chosen the font."""
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+VARIABLE = re.compile(r"(--[\w-]+): ([^;]+);")
 
 
-class Column(NamedTuple):
-    """A point on the x axis: images/s, memory in MiB, `trouble` where it has none, and whether it is the best."""
+@dataclass(frozen=True)
+class Chart:
+    """A drawing, with its name and what it shows in words for who does not see it."""
 
-    label: str
-    rate: float | None
-    memory: float | None
-    trouble: str = ""
-    best: bool = False
-
-
-class Panel(NamedTuple):
-    """One of the two drawings: which figure, in which class of the style, from which height down."""
-
+    width: float
+    height: float
     title: str
-    style: str
+    described: str
+    parts: Sequence[Part]
+
+    def __html__(self) -> str:
+        """The chart as an element of a page, which has the style; templates take it as markup by this name."""
+        return ElementTree.tostring(self._root(), encoding="unicode")
+
+    def document(self) -> str:
+        """The chart as a file of its own, with its style and its ground."""
+        ground = part("rect", class_="ground", width=self.width, height=self.height)
+        root = self._root(part("style", own_style()), ground, width=self.width, height=self.height)
+        ElementTree.indent(root, "")
+        return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def _root(self, *before: Part, **more: float) -> Part:
+        words = part("title", self.title), part("desc", self.described)
+        named = {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "class_": "chart"}
+        return part("svg", *words, *before, *self.parts, viewBox=f"0 0 {self.width:g} {self.height:g}", **named, **more)
+
+
+def own_style() -> str:
+    """The style of a chart that stands alone, its colours written out: not every viewer of SVG knows CSS variables."""
+    rules = (WEB / "charts.css").read_text()
+    light, dark = (_coloured(rules, colours) for colours in (WEB / "colours.css").read_text().split("@media"))
+    return f"\nsvg {{ color-scheme: light dark; }}\n{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
+
+
+def _coloured(rules: str, colours: str) -> str:
+    known = dict(VARIABLE.findall(colours))
+    return re.sub(r"var\((--[\w-]+)\)", lambda name: known[name[1]], rules)
+
+
+# --- Pieces ----------------------------------------------------------------------------------------------------------
+
+
+def part(name: str, *inside: Part | str, **attributes: str | float) -> Part:
+    """An element with what is inside it; numbers to a tenth, what XML has no characters for as U+FFFD."""
+    made = ElementTree.Element(name, {_spelt(key): _written(value) for key, value in attributes.items()})
+    for child in inside:
+        if isinstance(child, str):
+            made.text = NOT_XML.sub("\ufffd", child)
+        else:
+            made.append(child)
+    return made
+
+
+def _spelt(attribute: str) -> str:
+    """SVG's name of an attribute, from what Python lets one write."""
+    return attribute.rstrip("_").replace("_", "-")
+
+
+def _written(value: str | float) -> str:
+    return NOT_XML.sub("\ufffd", value) if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
+
+
+class Frame(NamedTuple):
+    """Where the values from 0 to `most` are drawn: from `left` to `right`, up from `floor` to `top`."""
+
+    left: float
+    right: float
     top: float
-    value: Callable[[Column], float | None]
+    floor: float
+    most: float
+
+    @property
+    def width(self) -> float:
+        """From left to right."""
+        return self.right - self.left
+
+    def y(self, value: float) -> float:
+        """The height at which a value lies."""
+        return self.floor - (self.floor - self.top) * value / self.most
 
 
-def plot(columns: Sequence[Column], axis: str, line: bool) -> str:
-    """The plot; `axis` says what x is, `line` whether neighbours belong together."""
-    width = LEFT + RIGHT + STEP * max(3, len(columns))
-    height = FLOOR + 45 + LINE * max(len(_lines(column.label)) for column in columns)
-    panels = (
-        Panel("images per second", "rate", TOP, lambda column: column.rate),
-        Panel("peak memory, MiB", "memory", TOP + PANEL + GAP, lambda column: column.memory),
-    )
-    body = [part for panel in panels for part in _panel(panel, columns, width, line)]
-    body += _labels(columns, axis, width, height)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'role="img" aria-labelledby="title desc">\n'
-        f'<title id="title">Images per second and peak memory over {html.escape(axis)}</title>\n'
-        f'<desc id="desc">{html.escape(described(columns))}</desc>\n<style>{STYLE}</style>\n'
-        f'<rect class="page" width="{width}" height="{height}"/>\n' + "\n".join(body) + "\n</svg>\n"
-    )
+def panel_frame(number: int, width: float, values: Iterable[float]) -> Frame:
+    """The frame of one of the panels that stand above one another in a drawing of this width."""
+    top = TOP + number * (PANEL + GAP)
+    return Frame(LEFT, width - RIGHT, top, top + PANEL, nice_ceiling(max(values, default=0.0)))
 
 
-def described(columns: Sequence[Column]) -> str:
-    """The plot in words, for who does not see it."""
-    said = (
-        f"{column.label}: {column.trouble}"
-        if column.trouble
-        else f"{column.label}: {column.rate or 0:,.0f} images per second, {column.memory or 0:,.0f} MiB"
-        f"{' (best)' if column.best else ''}"
-        for column in columns
-    )
-    return "; ".join(said)
+def axis(frame: Frame, form: str) -> Iterator[Part]:
+    """Lines at the quarters of a frame, each with its figure."""
+    for quarter in range(5):
+        value = frame.most * quarter / 4
+        y = frame.y(value)
+        yield part("line", class_="grid", x1=frame.left, x2=frame.right, y1=y, y2=y)
+        yield label(frame.left - 8, y + 4, form.format(value), "faint", "end")
 
 
-def _panel(panel: Panel, columns: Sequence[Column], width: float, line: bool) -> Iterator[str]:
-    top = nice_ceiling(max((panel.value(column) or 0.0 for column in columns), default=0.0))
-    floor = panel.top + PANEL
-    yield f'<text class="head" x="{LEFT}" y="{panel.top - 22}">{panel.title}</text>'
-    for part in range(5):
-        height = floor - PANEL * part / 4
-        yield f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{height}" y2="{height}"/>'
-        yield f'<text class="faint" x="{LEFT - 8}" y="{height + 4}" text-anchor="end">{top * part / 4:,.6g}</text>'
-    values = [panel.value(column) for column in columns]
-    heights = [None if value is None else floor - PANEL * value / top for value in values]
-    if line:
-        path = " ".join(f"{_x(at)},{known:.1f}" for at, known in enumerate(heights) if known is not None)
-        yield f'<polyline class="{panel.style}" points="{path}"/>'
-    for at, (column, known) in enumerate(zip(columns, heights, strict=True)):
-        yield from _mark(panel, column, _x(at), floor if known is None else known)
+def label(x: float, y: float, text: str, style: str = "", anchor: str = "middle") -> Part:
+    """A line of text."""
+    return part("text", text, x=x, y=y, class_=style, text_anchor=anchor)
 
 
-def _mark(panel: Panel, column: Column, x: float, y: float) -> Iterator[str]:
-    """A dot with its value, ringed if it is the best; a cross on the floor for a point without one."""
-    value = panel.value(column)
-    if value is None:
-        yield f'<path class="cross" d="M{x - 6},{y - 6}l12,12m-12,0l12,-12"/>'
-        yield f'<text x="{x}" y="{y - 12}" text-anchor="middle">{html.escape(column.trouble)}</text>'
-        return
-    yield f'<circle class="{panel.style}" cx="{x}" cy="{y:.1f}" r="4"/>'
-    if column.best:
-        yield f'<circle class="ring {panel.style}" cx="{x}" cy="{y:.1f}" r="8"/>'
-    weight = ' class="head"' if column.best else ""
-    yield f'<text{weight} x="{x}" y="{y - 12:.1f}" text-anchor="middle">{value:,.0f}</text>'
+def rectangle(x: float, y: float, width: float, height: float, style: str, told: str) -> Part:
+    """A rectangle that says what it stands for where a mouse points at it."""
+    return part("rect", part("title", told), class_=style, x=x, y=y, width=width, height=height)
 
 
-def _labels(columns: Sequence[Column], axis: str, width: float, height: float) -> Iterator[str]:
-    """What stands below: each point's name, whole where a mouse points at it, and what the axis is."""
-    for at, column in enumerate(columns):
-        weight = ' class="head"' if column.best else ""
-        lines = "".join(
-            f'<tspan x="{_x(at)}" dy="{LINE if number else 0}">{html.escape(text)}</tspan>'
-            for number, text in enumerate(_lines(column.label))
-        )
-        yield (
-            f'<text{weight} x="{_x(at)}" y="{FLOOR + 26}" text-anchor="middle">'
-            f"<title>{html.escape(column.label)}</title>{lines}</text>"
-        )
-    middle = (LEFT + width - RIGHT) / 2
-    yield f'<text class="faint" x="{middle}" y="{height - 12}" text-anchor="middle">{html.escape(axis)}</text>'
+def bar(frame: Frame, left: float, width: float, value: float, style: str, told: str) -> Part:
+    """A bar that stands on the floor of a frame."""
+    return rectangle(left, frame.y(value), width, frame.floor - frame.y(value), style, told)
 
 
-def _lines(label: str) -> list[str]:
-    """A point's name, a line an override, without the group of its key, and short."""
-    parts = ("=".join([key.rpartition(".")[2], *value]) for key, *value in (one.split("=") for one in label.split(",")))
-    return [part if len(part) <= LABEL_LETTERS else part[: LABEL_LETTERS - 1] + "…" for part in parts]
+def line(points: Iterable[tuple[float, float]], style: str, told: str) -> Part:
+    """A line through points."""
+    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return part("polyline", part("title", told), class_=style, points=joined)
 
 
-def _x(at: int) -> float:
-    return LEFT + STEP * (at + 0.5)
+def point(x: float, y: float, radius: float, style: str) -> Part:
+    """A dot, or a ring by its style."""
+    return part("circle", class_=style, cx=x, cy=y, r=radius)
+
+
+def cross(x: float, y: float) -> Part:
+    """The mark of a thing that has no value."""
+    return part("path", class_="cross", d=f"M{x - 6:.1f},{y - 6:.1f}l12,12m-12,0l12,-12")
+
+
+def legend(left: float, y: float, names: Iterable[tuple[str, int]]) -> Iterator[Part]:
+    """Names in a line, each after the colour that it goes with."""
+    for name, colour in names:
+        yield rectangle(left, y - 10, 11, 11, f"c{colour}", name)
+        shown = shortened(name, 40)
+        yield label(left + 17, y, shown, anchor="start")
+        left += 34 + LETTER * len(shown)
+
+
+def shortened(text: str, letters: int) -> str:
+    """A text that has at most so many letters."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def nice_ceiling(value: float) -> float:
@@ -136,4 +176,263 @@ def nice_ceiling(value: float) -> float:
     if value <= 0:
         return 1.0
     scale = 10 ** math.floor(math.log10(value))
-    return next(factor * scale for factor in (1, 2, 4, 8, 12, 16, 20) if factor * scale >= 1.1 * value)
+    return next(factor * scale for factor in (1, 2, 4, 6, 8, 12, 16, 20) if factor * scale >= 1.1 * value)
+
+
+def round_step(least: float) -> float:
+    """The smallest of …, 0.5, 1, 2, 5, 10, … that is no smaller than `least`."""
+    scale = 10.0 ** math.floor(math.log10(least))
+    return next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= least * (1 - 1e-9))
+
+
+# --- Lines over time -------------------------------------------------------------------------------------------------
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+TIMES = [
+    *((step, 1.0, "s") for step in (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)),
+    *((step * MINUTE, MINUTE, "min") for step in (1, 2, 5, 10, 30)),
+    *((step * HOUR, HOUR, "h") for step in (1, 2, 6, 12)),
+]
+"""Steps of an axis of time, each in seconds, with the seconds of its unit and the unit's name."""
+MOST_STEPS = 8
+
+
+class Series(NamedTuple):
+    """A line: what it is called, and its points in seconds and in the panel's unit."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+class Panel(NamedTuple):
+    """One of the drawings above one another: its title, how the figures of its axis are written, its lines."""
+
+    title: str
+    form: str
+    series: Sequence[Series]
+
+
+def over_time(title: str, described: str, panels: Sequence[Panel], seconds: float, width: float = 924) -> Chart:
+    """Panels over one axis of time; lines of one number belong together and have one colour in all panels."""
+    names = [series.name for series in panels[0].series]
+    height = TOP + len(panels) * (PANEL + GAP) - GAP + BELOW
+    parts = [part for number, panel in enumerate(panels) for part in _lines(number, panel, seconds, width)]
+    if len(names) > 1:
+        height += LINE + 8
+        parts += legend(LEFT, height - 8, [(name, at) for at, name in enumerate(names[:COLOURS])])
+    if len(names) > COLOURS:
+        more = f"and {len(names) - COLOURS} more, in the same colours"
+        parts.append(label(width - RIGHT, height - 8, more, "faint", "end"))
+    return Chart(width, height, title, described, parts)
+
+
+def _lines(number: int, panel: Panel, seconds: float, width: float) -> Iterator[Part]:
+    frame = panel_frame(number, width, (y for series in panel.series for _, y in series.points))
+    yield label(frame.left, frame.top - 20, panel.title, "head", "start")
+    yield from axis(frame, panel.form)
+    for at, told in time_steps(seconds):
+        yield label(frame.left + frame.width * at / seconds, frame.floor + 18, told, "faint")
+    for at, series in enumerate(panel.series):
+        placed = ((frame.left + frame.width * x / seconds, frame.y(y)) for x, y in series.points)
+        yield line(placed, f"c{at % COLOURS}", series.name)
+
+
+def time_steps(seconds: float) -> list[tuple[float, str]]:
+    """Round times from 0 to `seconds`, each with what it is called."""
+    days = DAY * round_step(max(1.0, seconds / DAY / MOST_STEPS)), DAY, "d"
+    step, unit, name = next((time for time in TIMES if seconds <= MOST_STEPS * time[0]), days)
+    return [(at * step, f"{at * step / unit:g} {name}") for at in range(int(seconds / step) + 1)]
+
+
+# --- Points side by side ---------------------------------------------------------------------------------------------
+
+STEP = 112
+LABEL_LETTERS = 15
+
+
+class Column(NamedTuple):
+    """A place on the x axis: its name, a value a panel, `trouble` where it has none, and whether it is the best."""
+
+    name: str
+    values: Sequence[float | None]
+    trouble: str = ""
+    best: bool = False
+
+    @property
+    def lines(self) -> list[str]:
+        """The name as it is written below its place: a line for what is between two commas, shortened."""
+        return [shortened(line, LABEL_LETTERS) for line in self.name.split(",")]
+
+
+def side_by_side(
+    title: str, described: str, panels: Sequence[str], columns: Sequence[Column], across: str, joined: bool
+) -> Chart:
+    """A panel for each value of the columns; `across` says what x is, `joined` whether neighbours belong together."""
+    width = LEFT + RIGHT + STEP * max(3, len(columns))
+    floor = TOP + len(panels) * (PANEL + GAP) - GAP
+    height = floor + 45 + LINE * max(len(column.lines) for column in columns)
+    parts = [part for at, name in enumerate(panels) for part in _points(at, name, columns, width, joined)]
+    parts += (_column_name(column, _middle(at), floor + BELOW) for at, column in enumerate(columns))
+    parts.append(label((LEFT + width - RIGHT) / 2, height - 12, across, "faint"))
+    return Chart(width, height, title, described, parts)
+
+
+def _points(number: int, title: str, columns: Sequence[Column], width: float, joined: bool) -> Iterator[Part]:
+    values = [column.values[number] for column in columns]
+    frame, style = panel_frame(number, width, (value or 0.0 for value in values)), f"c{number}"
+    yield label(frame.left, frame.top - 20, title, "head", "start")
+    yield from axis(frame, "{:,.6g}")
+    if joined:
+        yield line(
+            ((_middle(at), frame.y(value)) for at, value in enumerate(values) if value is not None), style, title
+        )
+    for at, (column, value) in enumerate(zip(columns, values, strict=True)):
+        yield from _mark(column, value, _middle(at), frame.y(value or 0.0), style)
+
+
+def _mark(column: Column, value: float | None, x: float, y: float, style: str) -> Iterator[Part]:
+    """A dot with its value, ringed if it is the best; a cross on the floor for a column without one."""
+    if value is None:
+        yield cross(x, y)
+        yield label(x, y - 12, column.trouble)
+        return
+    yield point(x, y, 4, style)
+    if column.best:
+        yield point(x, y, 8, f"ring {style}")
+    yield label(x, y - 12, f"{value:,.0f}", "head" if column.best else "")
+
+
+def _column_name(column: Column, x: float, y: float) -> Part:
+    """A column's name, whole where a mouse points at it."""
+    spans = (part("tspan", text, x=x, dy=LINE if at else 0) for at, text in enumerate(column.lines))
+    style = "head" if column.best else ""
+    return part("text", part("title", column.name), *spans, x=x, y=y, class_=style, text_anchor="middle")
+
+
+def _middle(column: int) -> float:
+    return LEFT + STEP * (column + 0.5)
+
+
+# --- Bars ------------------------------------------------------------------------------------------------------------
+
+BARS_WIDTH, BARS_HEIGHT = 744, 260
+BARE = Frame(LEFT, BARS_WIDTH - RIGHT, 16, BARS_HEIGHT - 44, 1.0)
+"""The frame of bars: what they are stands below it, no title above."""
+BINS = 40
+"""At most."""
+NARROWEST = 1e-3
+"""The least width of a histogram: below it rounding would look like spread."""
+
+
+Group = tuple[str, *tuple[float, ...]]
+"""A name, and a share for each kind of bar."""
+
+
+class Kind(NamedTuple):
+    """What a bar of a group stands for, and its colour."""
+
+    name: str
+    colour: int
+
+
+def shares(
+    title: str, groups: Sequence[tuple[str, *tuple[float, ...]]], kinds: Sequence[Kind] = (Kind("", 0),)
+) -> Chart:
+    """A group of bars for each name, of shares from 0 to 1: a bar for each kind."""
+    frame = BARE._replace(most=min(1.0, nice_ceiling(max(share for _, *group in groups for share in group))))
+    height, wide = BARS_HEIGHT, frame.width / len(groups)
+    parts = [*axis(frame, "{:.0%}"), _across(frame, title)]
+    for at, (name, *group) in enumerate(groups):
+        parts += _group(frame, frame.left + wide * (at + 0.1), wide * 0.8, name, zip(group, kinds, strict=True))
+    if len(kinds) > 1:
+        height += LINE + 8
+        parts += legend(LEFT, height - 8, kinds)
+    told = "; ".join(f"{name}: {' and '.join(f'{share:.3f}' for share in group)}" for name, *group in groups)
+    return Chart(BARS_WIDTH, height, title, told, parts)
+
+
+def _group(frame: Frame, left: float, wide: float, name: str, bars: Iterable[tuple[float, Kind]]) -> Iterator[Part]:
+    known = list(bars)
+    each = wide / len(known)
+    for at, (share, kind) in enumerate(known):
+        told = f"{name}{f', {kind.name}' if kind.name else ''}: {share:.3f}"
+        yield bar(frame, left + at * each, each - 2, share, f"c{kind.colour}", told)
+    yield label(left + wide / 2, frame.floor + 18, name)
+
+
+def histogram(title: str, values_N: np.ndarray) -> Chart:
+    """How often which value occurs, in bins that end on round numbers."""
+    first, step, counts = round_bins(values_N)
+    frame = BARE._replace(most=nice_ceiling(max(counts)))
+    wide = frame.width / len(counts)
+    parts = [*axis(frame, "{:,.6g}"), _across(frame, title)]
+    for at, count in enumerate(counts):
+        told = f"{(first + at) * step:.4g} to {(first + at + 1) * step:.4g}: {count:,}"
+        parts += [bar(frame, frame.left + at * wide, wide - 1, count, "c0", told)] if count else []
+    for at in range(-first % 5, len(counts) + 1, 5):
+        parts.append(label(frame.left + at * wide, frame.floor + 18, f"{(first + at) * step:.4g}"))
+    return Chart(BARS_WIDTH, BARS_HEIGHT, title, f"median {np.median(values_N):.3f}, of {len(values_N):,}", parts)
+
+
+def round_bins(values_N: np.ndarray) -> tuple[int, float, list[int]]:
+    """Where bins begin, in steps; the step, a round number; how many values each of them holds."""
+    low, high = float(values_N.min()), float(values_N.max())
+    middle, half = (low + high) / 2, max(high - low, NARROWEST) / 2
+    step = round_step(2 * half / BINS)
+    first, end = math.floor((middle - half) / step), math.ceil((middle + half) / step)
+    edges = np.arange(first, end + 1) * step
+    counts, _ = np.histogram(np.clip(values_N, edges[0], edges[-1]), edges)
+    return first, step, counts.tolist()
+
+
+def _across(frame: Frame, title: str) -> Part:
+    return label((frame.left + frame.right) / 2, BARS_HEIGHT - 6, title, "faint")
+
+
+class Length(NamedTuple):
+    """A bar that lies: its name, its value and how that is written, and whether it is pale."""
+
+    name: str
+    value: float
+    told: str
+    pale: bool = False
+
+
+def lying_bars(title: str, described: str, lengths: Sequence[Length]) -> Chart:
+    """A bar below the other, each with its name before and its value behind it."""
+    names, longest_bar, row = 380, 420, 26
+    most = max(length.value for length in lengths) or 1.0
+    parts = [label(14, 26, title, "head", "start")]
+    for at, (name, value, told, pale) in enumerate(lengths):
+        y, long = TOP + row * at, max(1.0, longest_bar * value / most)
+        parts.append(label(names - 10, y + 16, name, anchor="end"))
+        parts.append(rectangle(names, y + 4, long, row - 8, "c0 pale" if pale else "c0", f"{name}: {told}"))
+        parts.append(label(names + long + 6, y + 16, told, anchor="start"))
+    return Chart(names + longest_bar + 110, TOP + row * len(lengths) + 14, title, described, parts)
+
+
+# --- Points on a plane -----------------------------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """A picture in a chart: its middle, its longer side, the address of its data, its name."""
+
+    x: float
+    y: float
+    side: float
+    address: str
+    name: str
+
+
+def scatter(
+    title: str, described: str, placed_N2: np.ndarray, pictures: Iterable[Picture], size: tuple[float, float]
+) -> Chart:
+    """Points where they are placed in a drawing of this size, some of them shown as pictures."""
+    dots = (point(x, y, 3, "c0 pale") for x, y in placed_N2.tolist())
+    return Chart(*size, title, described, [*dots, *map(_image, pictures)])
+
+
+def _image(picture: Picture) -> Part:
+    x, y = (middle - picture.side / 2 for middle in (picture.x, picture.y))
+    name = part("title", picture.name)
+    return part("image", name, x=x, y=y, width=picture.side, height=picture.side, href=picture.address)

@@ -2,61 +2,42 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
 from lora_clip.inspection.pictures import Pictures
 from lora_clip.output.rows import Rows
+from lora_clip.report.pages import Thumbnail
 
 ROWS_LOOKED_AT = 4096
 QUERIES, NEIGHBOURS = 6, 6
 THUMBNAIL_PIXELS = 112
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A picture of the output: its row of metadata, and its cosine to the query."""
-
-    row: Mapping[str, Any]
-    cosine: float
-
-
-def pick(rows: Rows) -> list[list[Hit]]:
+def gallery(rows: Rows, pictures: Pictures) -> list[list[Thumbnail]]:
     """Some pictures of a sample of all rows; each line is a query followed by its nearest neighbours in the sample."""
     ids_N = rows.sample(ROWS_LOOKED_AT)
     embeddings_ND = rows.embeddings(ids_N)
     queries = np.linspace(0, len(ids_N) - 1, min(QUERIES, len(ids_N)), dtype=int)
-    lines = [_line(embeddings_ND, int(query)) for query in queries]
-    return [
-        [Hit(row, cosine) for row, (_, cosine) in zip(rows.metadata(ids_N[[at for at, _ in line]]), line, strict=True)]
-        for line in lines
-    ]
+    return [_line(rows, pictures, ids_N, *_nearest(embeddings_ND, int(query))) for query in queries]
 
 
-def _line(embeddings_ND: np.ndarray, query: int) -> list[tuple[int, float]]:
-    """The query and its nearest neighbours, each with its cosine."""
+def _nearest(embeddings_ND: np.ndarray, query: int) -> tuple[np.ndarray, np.ndarray]:
+    """The query and its nearest neighbours by their places in the sample, and the cosine of each."""
     cosines_N = embeddings_ND @ embeddings_ND[query]
-    nearest = [index for index in np.argsort(-cosines_N, kind="stable")[: NEIGHBOURS + 1] if index != query]
-    return [(index, float(cosines_N[index])) for index in (query, *nearest[:NEIGHBOURS])]
+    others = [at for at in np.argsort(-cosines_N, kind="stable")[: NEIGHBOURS + 1].tolist() if at != query]
+    chosen_K = np.array([query, *others[:NEIGHBOURS]])
+    return chosen_K, cosines_N[chosen_K]
 
 
-def gallery(lines: Sequence[Sequence[Hit]], pictures: Pictures) -> str:
-    """The pictures as HTML, with thumbnails read from the input; one that cannot be read is left blank."""
-    rows = "".join(f"<tr>{''.join(_cell(hit, pictures) for hit in line)}" for line in lines)
-    heading = (
-        "<h2>Pictures and their nearest neighbours</h2><p>Each line begins with the query; figures are cosines.</p>"
-    )
-    return f"{heading}<div class=wide><table class=gallery>{rows}</table></div>"
-
-
-def _cell(hit: Hit, pictures: Pictures) -> str:
-    caption = html.escape(hit.row["caption"] or hit.row["key"])
-    data = pictures.thumbnail(hit.row["shard"], hit.row["position"], THUMBNAIL_PIXELS)
-    shown = f"src='data:image/jpeg;base64,{base64.b64encode(data).decode()}'" if data else ""
-    image = f"<img alt='{caption}' title='{caption}' {shown}>" if data else "<i>no picture</i>"
-    return f"<td>{image}<br>{hit.cosine:.2f}"
+def _line(
+    rows: Rows, pictures: Pictures, ids_N: np.ndarray, chosen_K: np.ndarray, cosines_K: np.ndarray
+) -> list[Thumbnail]:
+    """The chosen rows with pictures from the input; one that cannot be read has none."""
+    return [
+        Thumbnail(
+            row["caption"] or row["key"],
+            pictures.thumbnail(row["shard"], row["position"], THUMBNAIL_PIXELS, row["key"]),
+            score=cosine,
+        )
+        for row, cosine in zip(rows.metadata(ids_N[chosen_K]), cosines_K.tolist(), strict=True)
+    ]

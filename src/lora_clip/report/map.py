@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import html
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from lora_clip.inspection.pictures import Pictures
 from lora_clip.output.rows import Rows
+from lora_clip.report.charts import Chart, Picture, scatter
+from lora_clip.report.pages import data_uri
 
 ROWS_LOOKED_AT = 4096
 WIDTH, HEIGHT, EDGE = 960, 640, 32
 CELL, PIXELS = 72, 56
 MOST_PICTURES = 90
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """The map, of how many images it is, and the share of the variance that it shows."""
+
+    chart: Chart
+    images: int
+    variance: float
 
 
 def principal_components(embeddings_ND: np.ndarray) -> tuple[np.ndarray, float]:
@@ -31,22 +42,16 @@ def principal_components(embeddings_ND: np.ndarray) -> tuple[np.ndarray, float]:
     return np.pad(points_N2, ((0, 0), (0, 2 - points_N2.shape[1]))), share
 
 
-def embedding_map(rows: Rows, pictures: Pictures) -> str:
-    """The map as HTML, of a sample of all rows."""
+def embedding_map(rows: Rows, pictures: Pictures) -> EmbeddingMap:
+    """The map of a sample of all rows."""
     ids_N = rows.sample(ROWS_LOOKED_AT)
-    points_N2, share = principal_components(rows.embeddings(ids_N))
+    points_N2, variance = principal_components(rows.embeddings(ids_N))
     placed_N2 = place(points_N2)
-    dots = "".join(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3"/>' for x, y in placed_N2)
-    shown = spread(placed_N2)
-    images = "".join(
-        _picture(row, x, y, pictures) for row, (x, y) in zip(rows.metadata(ids_N[shown]), placed_N2[shown], strict=True)
-    )
-    return (
-        "<h2>Map of the embeddings</h2><p>The two directions in which the embeddings differ most "
-        f"(principal components; they hold {share:.0%} of the variance), {len(ids_N):,} images, some of them shown.</p>"
-        f'<svg class="map" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f"<title>Map of the embeddings</title>{dots}{images}</svg>"
-    )
+    shown_K = spread(placed_N2)
+    images = _pictures(rows.metadata(ids_N[shown_K]), placed_N2[shown_K], pictures)
+    described = f"{len(ids_N):,} images, near to one another where their embeddings are alike"
+    drawn = scatter("Map of the embeddings", described, placed_N2, images, (WIDTH, HEIGHT))
+    return EmbeddingMap(drawn, len(ids_N), variance)
 
 
 def place(points_N2: np.ndarray) -> np.ndarray:
@@ -67,12 +72,9 @@ def spread(placed_N2: np.ndarray) -> np.ndarray:
     return np.array(kept)[np.linspace(0, len(kept) - 1, min(len(kept), MOST_PICTURES), dtype=int)]
 
 
-def _picture(row: dict, x: float, y: float, pictures: Pictures) -> str:
-    data = pictures.thumbnail(row["shard"], row["position"], PIXELS, row["key"])
-    if data is None:
-        return ""
-    return (
-        f'<image x="{x - PIXELS / 2:.0f}" y="{y - PIXELS / 2:.0f}" width="{PIXELS}" height="{PIXELS}" '
-        f'href="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-        f"<title>{html.escape(row['caption'] or row['key'])}</title></image>"
-    )
+def _pictures(lines: list[dict], placed_K2: np.ndarray, pictures: Pictures) -> Iterator[Picture]:
+    """The pictures of some rows where their points are placed; one that cannot be read is left out."""
+    for row, (x, y) in zip(lines, placed_K2.tolist(), strict=True):
+        jpeg = pictures.thumbnail(row["shard"], row["position"], PIXELS, row["key"])
+        if jpeg is not None:
+            yield Picture(x, y, PIXELS, data_uri(jpeg), row["caption"] or row["key"])

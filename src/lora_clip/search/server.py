@@ -16,12 +16,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lora_clip.diagnose.summary import describe_model
-from lora_clip.errors import DataError, LoraClipError, OutputError
+from lora_clip.errors import DataError, LoraClipError
 from lora_clip.output import provenance
 from lora_clip.pixels.decode import ImageError
+from lora_clip.report.pages import WEB
 from lora_clip.search.collection import Collection, Hit, open_output
 
-WEB = Path(__file__).parent / "web"
 MOST_BYTES = 64 << 20
 """Of an uploaded image."""
 HITS, MOST_HITS, MOST_LETTERS, MOST_PIXELS = 24, 200, 1000, 1024
@@ -52,9 +52,7 @@ def _outputs_in(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/fingerprint.json"))
     if not found:
-        raise OutputError(
-            f"{folder} holds no output of this program (no fingerprint.json): give the output_dir of a job"
-        )
+        provenance.require_fingerprint(folder)
     return found
 
 

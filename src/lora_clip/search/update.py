@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_clip.errors import OutputError
 from lora_clip.io.atomic import storage_error
 from lora_clip.io.lock import OutputLock
 from lora_clip.output import provenance
@@ -16,8 +15,7 @@ def update(root: Path, factory: str | None = None) -> tuple[IndexRecord, int]:
 
     Raises OutputError where `root` holds no output or where one is being written.
     """
-    if provenance.read_fingerprint(root) is None:
-        raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
+    provenance.require_fingerprint(root)
     try:
         lock = OutputLock(root)
     except OSError as error:

@@ -1,11 +1,8 @@
-"""What was rejected, by reason, with pictures as far as they can be seen: for the terminal and for report.html."""
+"""What was rejected, by reason, and what can still be seen of it: for the terminal and for report.html."""
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,23 +45,6 @@ def general(error: str) -> str:
     """An error without its figures, so that one cause is one reason."""
     words = ("…" if any(letter.isdigit() for letter in word) else word for word in error.split())
     return " ".join(words)[:100]
-
-
-def section(reasons: Iterable[Reason], pictures: Pictures) -> str:
-    """The reasons as HTML, with some images of each."""
-    parts = [
-        f"<h3>{reason.count:,}: {html.escape(reason.text)}</h3><ul class=rejects>"
-        f"{''.join(_example(reject, pictures) for reject in reason.examples)}</ul>"
-        for reason in reasons
-    ]
-    return f"<h2>Rejected</h2>{''.join(parts)}" if parts else ""
-
-
-def _example(reject: dict[str, Any], pictures: Pictures) -> str:
-    key = html.escape(reject["key"] or f"position {reject['position']}")
-    data = seen(reject, pictures)
-    image = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">' if data else ""
-    return f"<li>{image}<code>{key}</code></li>"
 
 
 def seen(reject: dict[str, Any], pictures: Pictures) -> bytes | None:

@@ -1,0 +1,107 @@
+"""What only the process that holds an output's lock may do: bring it into order, finish its shards, clear it away."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from lora_clip.io.atomic import make_folder, storage_error, sync_folder
+from lora_clip.output.layout import COMMIT_ORDER, SUFFIXES, Layout
+from lora_clip.output.ledger import CommittedRange, covers, prefix, work_of
+from lora_clip.output.snapshot import Snapshot
+from lora_clip.output.store import Store
+
+OUTDATED = ("manifest.json", "report.html")
+"""What no longer holds once more is wanted than there is."""
+FOLDERS = (*SUFFIXES, "parts", "ranks", "timeline", "index")
+FILES = (*OUTDATED, "search.html", "compare.html", "inputs.jsonl", "fingerprint.json", "runs.jsonl")
+
+
+def recover(store: Store, targets: Mapping[int, int], before: Snapshot | None = None) -> Snapshot:
+    """Bring an interrupted output into order, and return what it holds then.
+
+    Files that no line of the ledger accounts for are deleted, and a manifest that no longer holds. A final shard of
+    which more is wanted than it holds (a `data.limit` was raised) becomes a range in `parts/` again.
+    Raises StorageError.
+    """
+    before = before or store.snapshot()
+    ranges = before.committed
+    short = [found[0] for shard, found in ranges.items() if found[0].final and found[0].stop < targets.get(shard, 0)]
+    try:
+        if any(not covers(ranges.get(shard, []), target) for shard, target in targets.items()):
+            _withdraw_manifest(store)
+        for entry in short:
+            _reopen(store, entry)
+        now = store.snapshot() if short else before
+        orphans = _orphans(now)
+        for path in orphans:
+            path.unlink()
+    except OSError as error:
+        raise storage_error(store.root, error) from error
+    return store.snapshot() if orphans else now
+
+
+def _withdraw_manifest(layout: Layout) -> None:
+    """Durably, before anything is committed: a manifest says that all there is was verified."""
+    gone = [layout.root / name for name in OUTDATED if (layout.root / name).exists()]
+    for path in gone:
+        path.unlink()
+    if gone:
+        sync_folder(layout.root)
+
+
+def _reopen(layout: Layout, entry: CommittedRange) -> None:
+    make_folder(layout.parts)
+    for kind in sorted(entry.checksums, key=COMMIT_ORDER.index, reverse=True):
+        final, work = layout.path(kind, entry.shard), layout.range_path(kind, work_of(entry))
+        if not work.exists():
+            final.replace(work)
+
+
+def _orphans(now: Snapshot) -> list[Path]:
+    """Files of ours that nothing accounts for: of a commit that was cut off, or temporary."""
+    root = now.layout.root
+    claimed = {
+        now.locate(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
+    }
+    ours = [root / kind / name for kind in SUFFIXES for name in now.names[kind] if _is_ours(kind, name)]
+    ranges = [root / "parts" / name for name in now.names["parts"] if fnmatch(name, "*_*.*")]
+    return [path for path in (*ours, *ranges, *root.glob(".*.tmp")) if path not in claimed]
+
+
+def _is_ours(kind: str, name: str) -> bool:
+    return fnmatch(name, f"{kind}_*.{SUFFIXES[kind]}")
+
+
+def assemble_finished(store: Store, targets: Mapping[int, int], before: Snapshot | None = None) -> Snapshot:
+    """Finish the shards whose ranges lie with several ranks, and return what the output holds then."""
+    before, changed = before or store.snapshot(), False
+    for shard, ranges in before.committed.items():
+        target, run = targets.get(shard, 0), prefix(ranges)
+        if target and covers(run, target) and (len(run) > 1 or shard not in before.finished):
+            store.assemble(0, shard, run, before)
+            changed = True
+    tidy(store)
+    return store.snapshot() if changed else before
+
+
+def tidy(layout: Layout) -> None:
+    """Remove `parts/` once nothing is in it."""
+    try:
+        if layout.parts.is_dir() and not any(layout.parts.iterdir()):
+            layout.parts.rmdir()
+    except OSError as error:
+        raise storage_error(layout.parts, error) from error
+
+
+def clear(store: Store) -> None:
+    """Delete everything this program wrote into the directory, and nothing else."""
+    for folder in FOLDERS:
+        shutil.rmtree(store.root / folder, ignore_errors=True)
+    for path in store.root.glob(".*.tmp"):
+        path.unlink()
+    for name in FILES:
+        (store.root / name).unlink(missing_ok=True)
+    store.ledger.forget()

@@ -1,0 +1,74 @@
+"""runs.jsonl: under which conditions each run embedded what it added.
+
+These do not make another kind of embedding, so they are no part of the fingerprint; they may change a row's last bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from lora_clip.io.atomic import write_text
+
+
+@dataclass(frozen=True)
+class RunNotes:
+    """On what `device` a run computed, whether compiled, with how many `threads` a rank (None: not on a CPU)."""
+
+    device: str
+    compile: bool
+    threads: int | None
+    batch_size: int
+
+
+def take_notes(device: torch.device, compile_model: bool, batch_size: int) -> RunNotes:
+    """The conditions in this process, once everything that sets the number of threads has done so."""
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return RunNotes(describe(device), compile_model, threads, batch_size)
+
+
+def describe(device: torch.device) -> str:
+    """The kind of a device: kernels, and with them the last bits, differ between kinds."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def read_notes(root: Path) -> list[RunNotes]:
+    """The notes of earlier runs; a line that cannot be read says nothing."""
+    path = root / "runs.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [notes for line in lines if (notes := _parse(line)) is not None]
+
+
+def _parse(line: str) -> RunNotes | None:
+    try:
+        record = json.loads(line)
+        return RunNotes(**{field.name: record[field.name] for field in fields(RunNotes)})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def add_notes(root: Path, notes: RunNotes) -> None:
+    """Add a run's line."""
+    path = root / "runs.jsonl"
+    before = path.read_text() if path.exists() else ""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    write_text(path, before + json.dumps({"started": started, **asdict(notes)}) + "\n")
+
+
+def differences(earlier: Sequence[RunNotes], now: RunNotes) -> str | None:
+    """What differs from earlier runs, in a line for the user, or None."""
+    found = []
+    for name, value in asdict(now).items():
+        others = {str(other) for notes in earlier if (other := getattr(notes, name)) not in (value, None)}
+        if others and value is not None:
+            found.append(f"{name} {' or '.join(sorted(others))} (now {value})")
+    if not found:
+        return None
+    return f"note: earlier rows were made with {', '.join(found)}: bytes may differ in the last bits; going on"

@@ -1,0 +1,78 @@
+"""What an output holds at one moment: the ledger parsed and the folders listed once, then passed on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lora_clip.output.layout import SUFFIXES, Layout, file_name, range_name
+from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, prefix, prefix_length, work_of
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The ledger's `lines` and the names of the files in each folder (`names`), as they were when it was taken.
+
+    A listing of four folders takes the place of a question a file, which network file systems answer slowly.
+    """
+
+    layout: Layout
+    lines: Sequence[CommittedRange]
+    names: Mapping[str, frozenset[str]]
+
+    @cached_property
+    def committed(self) -> dict[int, list[CommittedRange]]:
+        """What is committed of each shard, and still there: ranges whose files are gone do not count."""
+        return by_shard(entry for entry in self.lines if all(self._is_there(kind, entry) for kind in entry.checksums))
+
+    @cached_property
+    def finished(self) -> dict[int, CommittedRange]:
+        """The range of each shard whose files a reader sees."""
+        return {shard: found[0] for shard, found in self.committed.items() if found[0].final and self._stands(found[0])}
+
+    def prefixes(self) -> dict[int, int]:
+        """How many leading positions of each shard are committed."""
+        return {shard: prefix_length(prefix(found)) for shard, found in self.committed.items()}
+
+    def locate(self, kind: str, entry: CommittedRange) -> Path:
+        """Where a committed range's file of a kind is; a finished shard may have been taken back into `parts/`."""
+        if entry.final and not self._in_parts(kind, entry):
+            return self.layout.path(kind, entry.shard)
+        return self.layout.range_path(kind, work_of(entry))
+
+    def gone(self, shard: int) -> list[str]:
+        """The files of a finished shard that the ledger tells of and that are not there."""
+        finals = [entry for entry in self._told.get(shard, []) if entry.final]
+        return [
+            str(self.locate(kind, entry).relative_to(self.layout.root))
+            for entry in finals
+            for kind in entry.checksums
+            if not self._is_there(kind, entry)
+        ]
+
+    @cached_property
+    def _told(self) -> dict[int, list[CommittedRange]]:
+        return by_shard(self.lines)
+
+    def _stands(self, entry: CommittedRange) -> bool:
+        return not any(self._in_parts(kind, entry) for kind in entry.checksums)
+
+    def _is_there(self, kind: str, entry: CommittedRange) -> bool:
+        return self._in_parts(kind, entry) or (entry.final and file_name(kind, entry.shard) in self.names[kind])
+
+    def _in_parts(self, kind: str, entry: CommittedRange) -> bool:
+        # nearly always empty: no name is made up for each of a million files to find that out
+        return bool(self.names["parts"]) and range_name(kind, work_of(entry)) in self.names["parts"]
+
+
+def take_snapshot(layout: Layout, ledger: Ledger) -> Snapshot:
+    """The output as it is now; of the ledger only what was appended since `ledger` last read it is parsed."""
+    lines = ledger.ranges()  # before the folders: a file is there before its line
+    return Snapshot(layout, lines, {name: _names(layout.root / name) for name in (*SUFFIXES, "parts")})
+
+
+def _names(folder: Path) -> frozenset[str]:
+    return frozenset(entry.name for entry in os.scandir(folder)) if folder.is_dir() else frozenset()
