@@ -1,19 +1,8 @@
-"""Embed an image collection: `python predict.py [key=value ...]`; the keys are in conf/."""
+"""Embed an image collection: `python predict.py [key=value ...]`, as `lora-clip embed`; the keys are in conf/."""
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-from lora_clip.app import exits
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="predict")
-def predict(config: DictConfig) -> None:
-    """Run the job that the configuration describes."""
-    with exits.guard():
-        from lora_clip.app.job import run
-
-        run(config)
-
+from lora_clip.app import embed
 
 if __name__ == "__main__":
-    exits.main(predict)
+    embed.main(sys.argv[1:], "python predict.py")

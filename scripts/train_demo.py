@@ -1,4 +1,4 @@
-"""Train the embedded default of `python predict.py`: a small CLIP, and a LoRA adapter that reads film negatives.
+"""Train the embedded default of `lora-clip embed`: a small CLIP, and a LoRA adapter that reads film negatives.
 
     python scripts/train_demo.py                         # about 45 minutes on two cores; needs npm for the pictures
     python scripts/train_demo.py --package emoji-datasource-google-16.0.0.tgz --output other-demo

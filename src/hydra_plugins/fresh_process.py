@@ -22,16 +22,33 @@ class FreshProcessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all points, print the table; raises LoraClipError if a point failed otherwise than for lack of memory."""
         from lora_clip.app import sweep
+        from lora_clip.app.mistakes import without_own_model
         from lora_clip.errors import ConfigError, LoraClipError
 
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise ConfigError("a sweep starts its own processes: type python predict.py -m trainer.devices=N … instead")
-        configs = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+            raise ConfigError("a sweep starts its own processes: type lora-clip embed -m trainer.devices=N … instead")
+        configs = self._checked(job_overrides)
+        typed = without_own_model(job_overrides)
         points = [
             sweep.run_point(overrides, name, Path(config.output_dir), config.data.batch_size)
-            for overrides, name, config in zip(job_overrides, sweep.name_points(job_overrides), configs, strict=True)
+            for overrides, name, config in zip(typed, sweep.name_points(typed), configs, strict=True)
         ]
         sweep.finish(Path(self.config.output_dir), points)
         if failed := [point.name for point in points if point.state not in ("done", "out of memory")]:
             raise LoraClipError(f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}")
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
+
+    def _checked(self, job_overrides: Sequence[Sequence[str]]) -> list[DictConfig]:
+        """The points' configurations, checked before the first one runs: a mistake in the last one costs no time."""
+        from lora_clip.app import sweep
+        from lora_clip.config import check
+        from lora_clip.errors import ConfigError
+
+        configs = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+        try:
+            for config in configs:
+                check(config)
+        except ConfigError:
+            sweep.leave_nothing(Path(self.config.output_dir))
+            raise
+        return configs

@@ -20,7 +20,10 @@ import torch
 
 
 class WorkRange(NamedTuple):
-    """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits."""
+    """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits.
+
+    It is cut into batches from `start` on, so that a row's batch does not depend on who takes the range.
+    """
 
     shard: int
     start: int
@@ -32,7 +35,8 @@ class RawSample:
     """One image as it lies in the input: undecoded bytes and the files that share its key.
 
     `path` names the image for people; `extras` maps an extension (`txt`, `json`) to that file's bytes.
-    `damage` is set in place of `image` where the source could not deliver the bytes, and says why.
+    `damage` is set in place of `image` where the source could not deliver the bytes, and says why; `filtered` where a
+    stage of `data.stages` leaves the image out. `work` is the range that asked for it, known while it is loaded.
     """
 
     shard: int
@@ -42,6 +46,16 @@ class RawSample:
     image: bytes
     extras: Mapping[str, bytes] = field(default_factory=dict)
     damage: str | None = None
+    filtered: str | None = None
+    work: WorkRange | None = field(default=None, compare=False, repr=False)
+
+    def leave_out(self, reason: str) -> RawSample:
+        """The sample as a reject of stage `filter`: how a stage of `data.stages` drops an image."""
+        return replace(self, image=b"", filtered=reason)
+
+    def during(self, work: WorkRange) -> RawSample:
+        """The sample as one of a range that is being loaded."""
+        return replace(self, work=work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,7 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An image that could not be embedded: at which `stage` (read, decode, encode) and why."""
+    """An image that could not be embedded: at which `stage` (read, filter, decode, encode) and why."""
 
     shard: int
     position: int

@@ -30,7 +30,8 @@ def write_output(root: Path, shards: dict[int, np.ndarray], fingerprint: str = "
         rows = [image_row(shard, position) for position in range(len(embeddings_ND))]
         store.write(0, WorkRange(shard, 0, len(rows)), True, embeddings_ND, rows, [])
     known = [
-        Shard(shard, f"/data/{shard}.tar", len(embeddings_ND), 0, str(shard)) for shard, embeddings_ND in shards.items()
+        Shard(shard, "tar", f"/data/{shard}.tar", len(embeddings_ND), 0, str(shard))
+        for shard, embeddings_ND in shards.items()
     ]
     provenance.write_fingerprint(root, {"model": fingerprint, "image_key": None})
     provenance.write_inputs(root, ({**shard.to_json(), "wanted": shard.images} for shard in known))

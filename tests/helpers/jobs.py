@@ -34,6 +34,7 @@ from helpers.images import jpeg, png, write_tar
 
 PROJECT = Path(__file__).parents[2]
 PREDICT = PROJECT / "predict.py"
+COMMAND = (sys.executable, "-m", "lora_clip")
 PATIENCE = 120.0
 """Seconds after which a job hangs."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -164,6 +165,14 @@ def start(
             env=environment(JOB=str(logs), **more), start_new_session=True, preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)
+
+
+def lora_clip(*words: object, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """A sub-command, as a user types it, to its end."""
+    line, patience = [*COMMAND, *map(str, words)], 2 * PATIENCE
+    return subprocess.run(
+        line, capture_output=True, text=True, cwd=folder, env=environment(**more), timeout=patience, check=False
+    )
 
 
 def predict(*overrides: object, **options: Any) -> Outcome:

@@ -16,11 +16,11 @@ CONFIG = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"
 class Own(pl.LightningModule):
     """A weight and a buffer that are the rank's number."""
 
-    weight: torch.nn.Parameter
+    buffer: torch.Tensor
 
     def configure_model(self) -> None:
         self.weight = torch.nn.Parameter(torch.full((3,), float(self.global_rank)), requires_grad=False)
-        self.register_buffer("place", torch.full((3,), float(self.global_rank)))
+        self.register_buffer("buffer", torch.full((3,), float(self.global_rank)))
 
     def predict_step(self, batch: torch.Tensor) -> torch.Tensor:
         return batch * self.weight
@@ -29,11 +29,5 @@ class Own(pl.LightningModule):
 quiet_lightning()
 trainer, model = launch.build_trainer(OmegaConf.create(CONFIG), []), Own()
 trainer.predict(model, torch.utils.data.DataLoader(RandomDataset(3, 2)), return_predictions=False)
-print(
-    trainer.global_rank,
-    model.weight.tolist(),
-    model.get_buffer("place").tolist(),
-    torch.distributed.get_backend(),
-    flush=True,
-)
+print(trainer.global_rank, model.weight.tolist(), model.buffer.tolist(), torch.distributed.get_backend(), flush=True)
 raise SystemExit(0)

@@ -10,7 +10,7 @@ from lora_clip.sources.base import Shard
 
 def shard(id_: int, images: int, size: int = 0) -> Shard:
     """A shard of so many images and bytes."""
-    return Shard(id_, f"/data/{id_}.tar", images, size or images * 1000, "")
+    return Shard(id_, "tar", f"/data/{id_}.tar", images, size or images * 1000, "")
 
 
 def inventory(*sizes: int, weights: Sequence[int] = ()) -> Inventory:

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.jobs import COMMAND
 from helpers.models import save_adapter, save_base
 from lora_clip.benchmark import collection, loops, peers
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.collection import Collection, make, photograph
 from lora_clip.benchmark.measure import BenchmarkError, Pattern, Timing, measure
-from lora_clip.benchmark.patterns import JOB, ROOT, Material, ours, theirs
+from lora_clip.benchmark.patterns import JOB, Material, ours, theirs
 from lora_clip.benchmark.photographs import chunks, list_photographs
 from lora_clip.benchmark.table import LOOP, Row, chart, duration, rows, text
 from lora_clip.errors import ConfigError
 
-BENCHMARK = ROOT / "scripts" / "benchmark.py"
 CEILINGS = Ceilings(
     decode=2000, pixels=1500, forward=3000, batch_size=16, dtype="bfloat16", device="cpu", devices=1, cores=2
 )
@@ -236,7 +236,7 @@ def test_the_chart_is_an_svg_that_says_the_same_in_words() -> None:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARK), *map(str, arguments)]
+    command = [*COMMAND, "benchmark", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_search import run
 
 from helpers.images import write_shards
-from helpers.jobs import new_folder, nursery, uninterrupted
+from helpers.jobs import lora_clip, new_folder, nursery, uninterrupted
 from lora_clip.compare.measures import Recall, cosines, neighbours, recall
 from lora_clip.compare.pairs import pair
 from lora_clip.errors import OutputError
@@ -39,7 +38,7 @@ def test_an_output_differs_from_itself_in_nothing(adapted: Path) -> None:
 
 def test_the_adapter_is_what_made_the_difference(base: Path, adapted: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = run("compare.py", base, adapted, "--output", page)
+    done = lora_clip("compare", base, adapted, "--output", page)
     assert done.returncode == 0, done.stderr
     figures = [line for line in done.stdout.splitlines() if "recall@1 " in line]
     shares = [float(line.split("recall@1 ")[1].split(",")[0]) for line in figures]
@@ -73,7 +72,7 @@ def test_only_common_images_are_compared(tmp_path: Path) -> None:
     nursery().predict("data=shards", f"data.shards={away[0]}", f"output_dir={other}").expect(0)
     with pytest.raises(OutputError, match="no image in common"):
         pair(open_output(small), open_output(other))
-    assert run("compare.py", small, other).returncode == 2
+    assert lora_clip("compare", small, other).returncode == 2
 
 
 def test_a_model_that_is_gone_leaves_the_rest(base: Path, adapted: Path, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_sweep_goes_on_after_a_point_without_memory() -> None:
     assert len(table) == 2 and table[0].endswith("done") and table[1].endswith("out of memory"), outcome.stdout
     assert "Traceback" not in outcome.stderr
     check_layout(place / "out/data.batch_size=32", rows=64)
-    assert "best:     data.batch_size=32, " in outcome.stdout and "predict.py data.batch_size=32 " in outcome.stdout
+    assert "best:     data.batch_size=32, " in outcome.stdout and " embed data.batch_size=32 " in outcome.stdout
     assert "32: " in (plot := (place / "out/sweep.svg").read_text()) and "100000000: out of memory" in plot
     assert everything(place)[0] == "out" and not [
         name for name in everything(place) if name.endswith(("multirun", ".hydra"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,11 @@ MISTAKES = {
     "workers in words": (["data.num_workers=many"], ["data.num_workers=many", "auto"]),
     "a bad number of workers": (["data.num_workers=-1"], ["data.num_workers=-1"]),
     "a bad fraction": (["max_reject_fraction=2"], ["max_reject_fraction=2"]),
+    "a base alone": (["model.base=shards"], ["model.adapter is not given", "null: the base model alone"]),
+    "a list of adapters": (["model.adapter=[a,b]"], ["model.adapter=[a,b]", "one hub name or folder"]),
+    "a number for a flag": (["model.compile=7"], ["model.compile=7", "true or false"]),
+    "several values without -m": (["data.batch_size=32,64"], ["data.batch_size=32,64", "-m"]),
+    "a deleted key": (["~trainer.devices"], ["trainer.devices is not given"]),
     "a bad accelerator": (["trainer.accelerator=abacus"], ["abacus"]),
     "a bad number of devices": (["trainer.devices=0"], ["devices"]),
     "an unknown trainer argument": (["+trainer.nonsense=1"], ["nonsense"]),
@@ -97,6 +104,27 @@ def test_a_mistake_under_several_ranks_is_said_once(place: Path) -> None:
     outcome = nursery().predict("model.adapter=nowhere", "output_dir=out", ranks=2, folder=place)
     message_of(outcome)
     assert everything(place) == before
+
+
+def test_a_rank_that_finds_the_mistake_first_leaves_the_word_to_rank_0() -> None:
+    script = """
+import os, sys, time
+from lora_clip.app import exits
+from lora_clip.errors import ConfigError
+rank = os.fork() and "1"  # the parent is rank 1, and finds the mistake a second before rank 0, its child, does
+os.environ["RANK"] = rank or "0"
+def predict():
+    if not rank: time.sleep(1)
+    raise ConfigError("give more")
+sys.argv = ["predict.py"]
+exits.main(predict)
+"""
+    started = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert started.stderr is not None
+    assert started.stderr.readline() == "error: give more\n" and started.poll() is None, "rank 1 is still there"
+    started.terminate()
+    assert started.wait() == 2 and started.stderr.read() == ""
+    started.stderr.close()
 
 
 def test_a_mistake_with_devices_is_said_once_and_ends_all(place: Path) -> None:
@@ -165,3 +193,10 @@ def test_files_of_others_are_refused() -> None:
         message = message_of(nursery().predict(f"output_dir={output}", f"resume={resume}"))
         assert "did not write" in message
     assert everything(output) == ["img_emb", "img_emb/img_emb_0.npy"]
+
+
+def test_a_mistake_in_one_point_of_a_sweep_is_said_before_the_first_runs(place: Path) -> None:
+    before = everything(place)
+    message = message_of(nursery().predict("-m", "data.limit=2,0", "output_dir=out", folder=place))
+    assert message.startswith("error: data.limit=0: give a number of images")
+    assert everything(place) == before

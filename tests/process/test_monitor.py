@@ -307,7 +307,7 @@ def test_every_rank_leaves_a_timeline(two_ranks: tuple[Path, str]) -> None:
 
 def test_the_manifest_keeps_the_figures_of_every_rank(two_ranks: tuple[Path, str]) -> None:
     run: dict[str, Any] = json.loads((two_ranks[0] / "manifest.json").read_text())["run"]
-    assert [one["images"] for one in run["by_rank"]] == run["images_by_rank"] and run["verdict"]
+    assert [one["images"] for one in run["by_rank"]] == run["images_by_rank"] and run["bottleneck"]
     assert run["startup_seconds"] > 0 and 0 <= run["waiting_share"] <= 1 and run["peak_bytes"] > 1 << 26
     stages = run["stage_seconds"]
     assert {"waiting", "forward", "blocked", "read", "decode", "write"} <= stages.keys()
@@ -318,19 +318,19 @@ def test_the_manifest_keeps_the_figures_of_every_rank(two_ranks: tuple[Path, str
     )
 
 
-def test_the_end_shows_every_rank_and_the_verdict(two_ranks: tuple[Path, str]) -> None:
+def test_the_end_shows_every_rank_and_the_bottleneck(two_ranks: tuple[Path, str]) -> None:
     output, shown = two_ranks
     lines = shown.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("  rank  images"))
     run = json.loads((output / "manifest.json").read_text())["run"]
-    counted, verdict = run["images_by_rank"], run["verdict"]
+    counted, bottleneck = run["images_by_rank"], run["bottleneck"]
     assert [line.split()[:2] for line in lines[start + 1 : start + 3]] == [
         ["0", f"{counted[0]}"],
         ["1", f"{counted[1]}"],
     ]
-    assert f"verdict:  {verdict}" in lines
+    assert bottleneck in lines
     page = (output / "report.html").read_text()
-    assert verdict in page and "<h2>Ranks</h2>" in page
+    assert bottleneck in page and "<h2>Ranks</h2>" in page
 
 
 def test_a_run_with_nothing_to_do_keeps_the_timelines(two_ranks: tuple[Path, str]) -> None:

@@ -22,12 +22,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from lora_clip.errors import ConfigError, DataError, StorageError
+from helpers.jobs import COMMAND
+from lora_clip.errors import ConfigError, DataError, OutputError, StorageError
+from lora_clip.io import process
 from lora_clip.pack import pack as packing
-from lora_clip.pack.pack import Member, default_shards, list_images, pack, split, write_shard
+from lora_clip.pack import write
+from lora_clip.pack.listing import ListedFile, Listing, list_images
+from lora_clip.pack.pack import pack
+from lora_clip.pack.pool import interrupts_held
+from lora_clip.pack.report import next_command
+from lora_clip.pack.split import default_shards, split
+from lora_clip.pack.write import stored_size, tar_size, write_shard
 from lora_clip.sources.names import image_name
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pack.py"
 
 
 def save_image(path: Path, seed: int, side: int = 16) -> None:
@@ -61,12 +67,12 @@ def slow_images(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [*COMMAND, "pack", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [*COMMAND, "pack", *map(str, arguments)]
     # A test run in the background ignores Ctrl-C, and so would what it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -171,12 +177,14 @@ def test_what_is_not_packed_is_counted_and_named(images: Path, tmp_path: Path) -
     (images / "itself.jpg").symlink_to("itself.jpg")
     os.mkfifo(images / "pipe.jpg")
     (images / "c1" / "up").symlink_to("..")
+    (images / "c3").symlink_to("c1")
     result = run(images, tmp_path / "shards")
     assert result.returncode == 0, result.stderr
     assert "left out: 1 captions or json without an image, such as 'c0/lonely.txt'" in result.stdout
     assert "left out: 1 other files, such as 'README.md'" in result.stdout
     assert "left out: 3 broken links and special files, such as 'gone.jpg'" in result.stdout
     assert "left out: 1 links back to a folder that holds them, such as 'c1/up'" in result.stdout
+    assert "left out: 1 folders that have another name here too, such as 'c3'" in result.stdout
     assert sum(image_name(name) is not None for name in names(tmp_path / "shards")) == 23
 
 
@@ -222,16 +230,16 @@ def test_any_name_and_any_bytes_come_back_and_the_size_is_foreseen(
         relative = f"{number}/{name}.jpg"
         (root / relative).parent.mkdir(parents=True)
         (root / relative).write_bytes(data)
-        members.append(Member(relative, len(data)))
+        members.append(ListedFile(relative, len(data)))
         expected.append((relative, data))
     assert list_images(root, root / "none").samples == [(member,) for member in sorted(members)]
     write_shard(root, root / "one.tar", members)
     assert list(stored_in(root / "one.tar")) == expected
-    assert (root / "one.tar").stat().st_size == packing._tar_size(members)
+    assert (root / "one.tar").stat().st_size == tar_size(members)
     with tarfile.open(root / "one.tar", encoding="utf-8", errors="surrogateescape") as tar:
         last = tar.getmembers()[-1]
         end = last.offset_data + -(-last.size // 512) * 512
-    assert end == sum(map(packing._stored_size, members))
+    assert end == sum(map(stored_size, members))
 
 
 # How many shards
@@ -266,11 +274,11 @@ def test_the_default_number_of_shards(images: int, size: int, cores: int, shards
 def test_a_later_run_keeps_the_number_of_shards_on_another_machine(tmp_path: Path) -> None:
     for i in range(150):
         save_image(tmp_path / "images" / f"{i}.bmp", i, side=2)
-    with patch.object(packing, "_cores", return_value=3):
+    with patch.object(process, "cores", return_value=3):
         assert len(pack(tmp_path / "images", tmp_path / "shards").shards) == 3
     reference = contents(tmp_path / "shards")
     (tmp_path / "shards" / "000001.tar").unlink()
-    with patch.object(packing, "_cores", return_value=1):
+    with patch.object(process, "cores", return_value=1):
         assert [shard.name for shard in pack(tmp_path / "images", tmp_path / "shards").written] == ["000001.tar"]
     assert contents(tmp_path / "shards") == reference
 
@@ -292,7 +300,7 @@ def test_the_bytes_do_not_depend_on_workers_or_time(images: Path, tmp_path: Path
 def test_the_same_command_again_finds_nothing_to_do_and_touches_nothing(images: Path, tmp_path: Path) -> None:
     first = run(images, tmp_path / "shards", "--shards", 3)
     assert "packed 23 images, 8 captions, 5 json in 3 shards" in first.stdout
-    next_line = f"next: python predict.py data=shards data.shards={tmp_path / 'shards'} "
+    next_line = f" embed data=shards data.shards={tmp_path / 'shards'} "
     assert next_line in first.stdout and "100%" in first.stderr
     before = {path: path.stat() for path in (tmp_path / "shards").iterdir()}
     second = run(images, tmp_path / "shards")
@@ -333,13 +341,14 @@ def test_after_kill_9_only_what_is_missing_is_written_and_the_end_is_the_same(
     slow_images: Path, tmp_path: Path, reference: dict[str, int], whole_group: bool
 ) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 40, "--workers", 2)
-    wait_for_shard(shards, 3, process)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
-    finish(process)
+    running = start(slow_images, shards, "--shards", 40, "--workers", 2)
+    wait_for_shard(shards, 3, running)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGKILL)
+    finish(running)
     assert not psutil.wait_procs(workers, timeout=5)[1], "workers outlive their parent"
-    (shards / "000039.tar.1.partial").write_bytes(b"as a worker leaves it that is killed with its parent")
+    for name in ("000039.tar.1.partial", ".000038.tar.1.tmp"):
+        (shards / name).write_bytes(b"as a worker leaves it that is killed with its parent")
     finished = {path.name: path.stat().st_ino for path in shards.glob("*.tar")}
     assert 0 < len(finished) < 40
     for path in shards.glob("*.tar"):
@@ -356,11 +365,11 @@ def test_ctrl_c_leaves_whole_tars_only_and_says_one_line(
     slow_images: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 40, "--workers", 2)
-    wait_for_shard(shards, 1, process)
-    os.killpg(process.pid, sent)
-    output, errors = finish(process)
-    assert process.returncode == 130 and output == ""
+    running = start(slow_images, shards, "--shards", 40, "--workers", 2)
+    wait_for_shard(shards, 1, running)
+    os.killpg(running.pid, sent)
+    output, errors = finish(running)
+    assert running.returncode == 130 and output == ""
     message = "interrupted: finished shards are kept; the same command goes on from there"
     assert errors.rstrip("\n").rpartition("\r")[2] == message and errors.count("\n") == 1, errors
     left = {path.name for path in shards.iterdir()}
@@ -373,7 +382,7 @@ def test_an_interrupt_never_strikes_inside_the_pool() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     untouched = False
     try:
-        with pytest.raises(KeyboardInterrupt), packing._interrupts_held() as held:
+        with pytest.raises(KeyboardInterrupt), interrupts_held() as held:
             signal.raise_signal(signal.SIGINT)
             untouched = signal.SIGINT in signal.sigpending() & held
     finally:
@@ -383,18 +392,18 @@ def test_an_interrupt_never_strikes_inside_the_pool() -> None:
 
 def test_a_file_that_vanishes_on_the_way_is_named(slow_images: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    process = start(slow_images, shards, "--shards", 40, "--workers", 1)
-    wait_for_shard(shards, 0, process)
+    running = start(slow_images, shards, "--shards", 40, "--workers", 1)
+    wait_for_shard(shards, 0, running)
     (slow_images / "119.bmp").unlink()
-    _, errors = finish(process)
-    assert process.returncode == 2 and "Traceback" not in errors
+    _, errors = finish(running)
+    assert running.returncode == 2 and "Traceback" not in errors
     assert f"error: '{slow_images / '119.bmp'}' vanished" in errors
-    assert not (shards / "000039.tar").exists() and not list(shards.glob("*.partial"))
+    assert not (shards / "000039.tar").exists() and not list(shards.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("change", [b"", b"shorter", b"longer" * 1000])
 def test_a_file_that_changes_on_the_way_is_named(images: Path, tmp_path: Path, change: bytes) -> None:
-    def list_then_change(*folders: Path) -> packing.Listing:
+    def list_then_change(*folders: Path) -> Listing:
         listing = list_images(*folders)
         (images / "c0" / "003.v2.jpg").write_bytes(change)
         return listing
@@ -409,16 +418,16 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: s
     path = tmp_path / "a.bmp"
     save_image(path, 0, side=1000)
     size = path.stat().st_size
-    read = packing._Source.read
+    read = write._InputFile.read
 
-    def change_then_read(source: packing._Source, wanted: int = -1, /) -> bytes:
+    def change_then_read(source: write._InputFile, wanted: int = -1, /) -> bytes:
         with path.open("r+b") as file:
             file.truncate({"shrink": size // 2, "grow": size + 1, "touch": size}[change])
         os.utime(path, (2, 2))
         return read(source, wanted)
 
-    with patch.object(packing._Source, "read", change_then_read), pytest.raises(DataError, match=r"a\.bmp' changed"):
-        write_shard(tmp_path, tmp_path / "000000.tar", [Member("a.bmp", size)])
+    with patch.object(write._InputFile, "read", change_then_read), pytest.raises(DataError, match=r"a\.bmp' changed"):
+        write_shard(tmp_path, tmp_path / "000000.tar", [ListedFile("a.bmp", size)])
     assert listed(tmp_path) == ["a.bmp"]
 
 
@@ -433,7 +442,7 @@ def test_a_full_disk_is_one_clear_message_and_no_partial_file(slow_images: Path,
 
 def run_limited(blocks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A run that may write files of so many blocks of 512 bytes: what a full disk does, at a known place."""
-    command = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", *COMMAND, "pack", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -450,22 +459,22 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(images: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_worker_ends_the_run_with_one_message(slow_images: Path, tmp_path: Path, sent: signal.Signals) -> None:
-    process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 2)
-    wait_for_shard(tmp_path / "shards", 1, process)
-    worker = next(p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline()))
+    running = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 2)
+    wait_for_shard(tmp_path / "shards", 1, running)
+    worker = next(p for p in psutil.Process(running.pid).children() if "spawn_main" in " ".join(p.cmdline()))
     worker.send_signal(sent)
-    _, errors = finish(process)
-    assert process.returncode == 2 and "error: a worker process was killed" in errors and "Traceback" not in errors
-    assert not list((tmp_path / "shards").glob("*.partial"))
+    _, errors = finish(running)
+    assert running.returncode == 2 and "error: a worker process was killed" in errors and "Traceback" not in errors
+    assert not list((tmp_path / "shards").glob("*.tmp"))
 
 
 def test_two_runs_into_one_folder_are_refused(slow_images: Path, tmp_path: Path) -> None:
-    process = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 1)
-    wait_for_shard(tmp_path / "shards", 0, process)
-    with pytest.raises(DataError, match="another run is packing"):
+    running = start(slow_images, tmp_path / "shards", "--shards", 40, "--workers", 1)
+    wait_for_shard(tmp_path / "shards", 0, running)
+    with pytest.raises(OutputError, match="another job is writing"):
         pack(slow_images, tmp_path / "shards")
-    _, errors = finish(process)
-    assert process.returncode == 0, errors
+    _, errors = finish(running)
+    assert running.returncode == 0, errors
 
 
 # Mistakes
@@ -550,10 +559,10 @@ def test_the_next_command_survives_shell_and_hydra(tmp_path: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for name in ("plain", "a b", "{0..3}", "it's", 'say "x"', "a=b,c", "é"):
-        command = shlex.split(packing._next_command(tmp_path / name))
-        (override,) = OverridesParser.create().parse_overrides([command[3]])
+        command = shlex.split(next_command(tmp_path / name))
+        (override,) = OverridesParser.create().parse_overrides([command[-3]])
         value = override.value()
-        assert (getattr(value, "text", value), command[:2]) == (str(tmp_path / name), ["python", "predict.py"])
+        assert (getattr(value, "text", value), command[-5:-3]) == (str(tmp_path / name), ["embed", "data=shards"])
 
 
 def test_packing_does_not_wait_for_torch() -> None:

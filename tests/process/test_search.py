@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
 from helpers.images import encode, photo, write_tar
-from helpers.jobs import PROJECT, environment, new_folder, nursery, uninterrupted
+from helpers.jobs import lora_clip, new_folder, nursery, uninterrupted
 from helpers.models import edit_weights, quiet_peft, save_adapter, save_base
 from lora_clip.demo import DEMO
 from lora_clip.errors import DataError, ModelError, OutputError
@@ -26,12 +24,6 @@ from lora_clip.search.page import contact_sheet
 from lora_clip.search.query import QueryEncoder, TextEncoder
 
 HOSTILE = '<script>alert("x")</script>'
-
-
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A script of the project, as a user types it."""
-    line = [sys.executable, str(PROJECT / "scripts" / script), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +173,7 @@ def test_a_model_without_tokenizer_takes_images_only(tmp_path: Path) -> None:
 
 def test_the_command_prints_hits_and_writes_a_page(adapted: Path, tmp_path: Path) -> None:
     page = tmp_path / "sheet.html"
-    done = run("search.py", adapted, "a red apple", "a dog", "--k", 3, "--output", page)
+    done = lora_clip("search", adapted, "a red apple", "a dog", "--k", 3, "--output", page)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "a red apple" and lines[1].split()[0] == "1" and lines[1].endswith("red apple")
@@ -195,20 +187,20 @@ def test_the_command_prints_hits_and_writes_a_page(adapted: Path, tmp_path: Path
 
 
 def test_the_command_prints_json_and_its_mistakes(adapted: Path, tmp_path: Path) -> None:
-    done = run("search.py", adapted, "a red apple", "--k", 2, "--json")
+    done = lora_clip("search", adapted, "a red apple", "--k", 2, "--json")
     found = json.loads(done.stdout)
     assert found[0]["query"] == "a red apple" and found[0]["hits"][0]["caption"] == "red apple"
     assert not (adapted / "search.html").exists()
-    failed = run("search.py", tmp_path, "a dog")
+    failed = lora_clip("search", tmp_path, "a dog")
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
 
 
 def test_the_index_command_says_how_well_it_finds(adapted: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(adapted, tmp_path / "copy"))
-    assert "up to date, 400 rows, Flat, recall@10 1.000" in run("index.py", copy).stdout
-    done = run("index.py", copy, "--factory", "HNSW16")
+    assert "up to date, 400 rows, Flat, recall@10 1.000" in lora_clip("index", copy).stdout
+    done = lora_clip("index", copy, "--factory", "HNSW16")
     assert done.returncode == 0 and "400 rows added, 400 in all, HNSW16" in done.stdout
-    failed = run("index.py", copy, "--factory", "NO")
+    failed = lora_clip("index", copy, "--factory", "NO")
     assert failed.returncode == 2 and failed.stderr.startswith("error: FAISS does not take")
 
 

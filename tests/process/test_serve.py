@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from helpers.images import encode, jpeg, photo, write_tar
-from helpers.jobs import PROJECT, environment, new_folder, nursery, uninterrupted
+from helpers.jobs import COMMAND, environment, new_folder, nursery, uninterrupted
 from lora_clip.errors import OutputError
 from lora_clip.search import open_output
 from lora_clip.search.server import open_outputs
@@ -27,7 +26,7 @@ HOSTILE = '<img src=x onerror="document.title=1">'
 
 @pytest.fixture(scope="module")
 def outputs() -> Path:
-    """A folder of three outputs: with the adapter, without it, and of strangers' pictures."""
+    """A folder of three outputs: with the adapter, without it, and of untrusted pictures."""
     folder = new_folder()
     shutil.copytree(uninterrupted("index=true"), folder / "adapted")
     shutil.copytree(uninterrupted("model=demo_base"), folder / "base")
@@ -38,7 +37,7 @@ def outputs() -> Path:
 
 @pytest.fixture(scope="module")
 def address(outputs: Path) -> Iterator[str]:
-    line = [sys.executable, str(PROJECT / "scripts" / "serve.py"), str(outputs), "--port", "0"]
+    line = [*COMMAND, "serve", str(outputs), "--port", "0"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment()) as server:
         assert server.stdout is not None
         said = server.stdout.readline()
@@ -121,7 +120,7 @@ def browse(url: str) -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_a_browser_shows_hits_a_switch_and_nothing_that_strangers_wrote(address: str) -> None:
+def test_a_browser_shows_hits_a_switch_and_nothing_that_the_data_brought(address: str) -> None:
     page = browse(f"{address}#{find('adapted', text='a red apple')}")
     assert page.count('aria-label="more like') == 24 and "24 nearest: a red apple" in page
     assert page.count('type="radio"') == 3 and 'alt="red apple"' in page

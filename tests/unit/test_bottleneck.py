@@ -1,4 +1,4 @@
-"""The verdict: for each thing that may bind a run, the words say it, and advise what would help and nothing else."""
+"""The bottleneck: for each thing that may be it, the words say it, and advise what would help and nothing else."""
 
 from __future__ import annotations
 
@@ -26,173 +26,183 @@ CPU: dict[str, Any] = GPU | {
 }  # fmt: skip
 
 
-def verdict(base: dict[str, Any], **more: Any) -> str:
+def told(base: dict[str, Any], **more: Any) -> str:
     return diagnose(Figures(**(base | more)))
 
 
-def test_nothing_embedded_is_no_verdict() -> None:
-    assert verdict(GPU, images_by_rank=(0,), seconds_by_rank=(0.0,)) == ""
+def test_nothing_embedded_has_no_bottleneck() -> None:
+    assert told(GPU, images_by_rank=(0,), seconds_by_rank=(0.0,)) == ""
 
 
 def test_a_short_run_tells_its_start_and_advises_nothing() -> None:
-    said = verdict(GPU, startup=5.6, seconds_by_rank=(0.3,))
-    assert said == "too short to say what bound it: 5.6 s until the first batch was through, then 0.3 s"
+    said = told(GPU, startup=5.6, seconds_by_rank=(0.3,))
+    assert said == "too short to name a bottleneck: 5.6 s until the first batch was through, then 0.3 s"
 
 
 def test_decoding_bound_with_free_cores_advises_workers() -> None:
-    assert verdict(STARVED) == (
-        "decoding bound it: the device waited 71 % of the time; 8 of 16 cores decode; try data.num_workers=14"
+    assert told(STARVED) == (
+        "decoding was the bottleneck: the device waited 71 % of the time; 8 of 16 cores decode; try data.num_workers=14"
     )
 
 
 def test_no_more_workers_are_advised_than_keep_the_device_busy() -> None:
-    assert verdict(STARVED, forward=0.75, workers=4, cores=64).endswith("try data.num_workers=6")
+    assert told(STARVED, forward=0.75, workers=4, cores=64).endswith("try data.num_workers=6")
 
 
 def test_cores_are_shared_by_the_ranks_of_a_node() -> None:
     many = {"local_ranks": 4, "gpus": 4, "workers": 2, "images_by_rank": (9,) * 4, "seconds_by_rank": (60.0,) * 4}
-    assert "8 of 16 cores decode; try data.num_workers=3" in verdict(STARVED, **many)
+    assert "8 of 16 cores decode; try data.num_workers=3" in told(STARVED, **many)
 
 
 def test_decoding_in_the_ranks_own_process_advises_workers() -> None:
-    assert "no core but the rank's own decodes; try data.num_workers=4" in verdict(STARVED, workers=0)
+    assert "no core but the rank's own decodes; try data.num_workers=4" in told(STARVED, workers=0)
 
 
 def test_decoding_bound_on_all_cores_advises_cores_only() -> None:
-    said = verdict(STARVED, workers=16)
-    assert said.startswith("the cores bound it: the device waited 71 % of the time, with 16 workers on 16 cores")
+    said = told(STARVED, workers=16)
+    assert said.startswith(
+        "the cores were the bottleneck: the device waited 71 % of the time, with 16 workers on 16 cores"
+    )
     assert said.endswith("only more cores help") and "try" not in said
 
 
 def test_large_photographs_are_named() -> None:
-    assert "12.0 megapixels): try data.decode=fast" in verdict(STARVED, workers=16, pixels=12e6)
-    assert "12.0 megapixels): smaller copies" in verdict(STARVED, workers=16, pixels=12e6, decode="fast")
-    assert "megapixels" not in verdict(STARVED, pixels=12e6), "there are cores left: workers come first"
+    assert "12.0 megapixels): try data.decode=fast" in told(STARVED, workers=16, pixels=12e6)
+    assert "12.0 megapixels): smaller copies" in told(STARVED, workers=16, pixels=12e6, decode="fast")
+    assert "megapixels" not in told(STARVED, pixels=12e6), "there are cores left: workers come first"
 
 
 def test_storage_bound_advises_storage_and_readers() -> None:
-    said = verdict(STARVED, reading=0.7, decoding=0.2)
+    said = told(STARVED, reading=0.7, decoding=0.2)
     assert said.startswith(
-        "reading bound it: the device waited 71 % of the time, and the workers waited for storage 70"
+        "reading was the bottleneck: the device waited 71 % of the time, and the workers waited for storage 70"
     )
     assert said.endswith("data.num_workers=16")
 
 
 def test_idle_workers_and_an_idle_device_blame_what_lies_between() -> None:
-    said = verdict(STARVED, decoding=0.2)
+    said = told(STARVED, decoding=0.2)
     assert said.startswith("neither the GPU nor decoding") and said.endswith("try data.batch_size=256")
-    assert "try" not in verdict(STARVED, decoding=0.2, batch_size=512)
+    assert "try" not in told(STARVED, decoding=0.2, batch_size=512)
 
 
 def test_a_busy_gpu_in_float32_advises_bfloat16() -> None:
-    assert verdict(GPU, dtype="float32").endswith("95 % of the time, in float32; try model.dtype=bfloat16")
+    assert told(GPU, dtype="float32").endswith("95 % of the time, in float32; try model.dtype=bfloat16")
 
 
 def test_a_busy_gpu_with_memory_left_advises_a_larger_batch() -> None:
-    assert "the GPU bound it: it computed 95 % of the time; try data.batch_size=256" in verdict(GPU)
+    assert "the GPU was the bottleneck: it computed 95 % of the time; try data.batch_size=256" in told(GPU)
 
 
 @pytest.mark.parametrize("full", [{"batch_size": 256}, {"device_memory": 0.8}])
 def test_a_busy_gpu_at_its_best_advises_more_gpus(full: dict[str, Any]) -> None:
-    said = verdict(GPU, **full)
+    said = told(GPU, **full)
     assert "only more GPUs" in said and "batch_size" not in said
 
 
 def test_a_slow_disk_below_the_output() -> None:
-    said = verdict(STARVED, writing=0.97, blocked=0.6)
-    assert said.startswith("writing bound it: the writer was busy 97 % of the time and held the model up for 60 %")
-    assert "writing" not in verdict(STARVED, writing=0.97, blocked=0.01), "a busy writer that nobody waits for"
+    said = told(STARVED, writing=0.97, blocked=0.6)
+    assert said.startswith(
+        "writing was the bottleneck: the writer was busy 97 % of the time and held the model up for 60 %"
+    )
+    assert "writing" not in told(STARVED, writing=0.97, blocked=0.01), "a busy writer that nobody waits for"
 
 
 def test_a_busy_gpu_whose_host_stands_in_the_writers_queue_is_what_bound_it() -> None:
     queueing = {"blocked": 0.9, "batch_size": 256}
     for writing in (0.1, 0.9):
-        assert verdict(GPU, writing=writing, **queueing).startswith("the GPU bound it: it computed 95 % of the time")
-    said = verdict(GPU, forward=0.3, writing=0.95, **queueing)
-    assert said.startswith("writing bound it: the writer was busy 95 % of the time and held the model up for 70 %")
+        assert told(GPU, writing=writing, **queueing).startswith(
+            "the GPU was the bottleneck: it computed 95 % of the time"
+        )
+    said = told(GPU, forward=0.3, writing=0.95, **queueing)
+    assert said.startswith(
+        "writing was the bottleneck: the writer was busy 95 % of the time and held the model up for 70 %"
+    )
 
 
 def test_a_cpu_whose_cores_are_used_up_says_by_what() -> None:
-    said = verdict(CPU, cpu=0.25, worker_cpu=0.7)
-    assert said == ("the cores bound it: decoding took 70 % of their time, the forward 25 %; only more cores help")
+    said = told(CPU, cpu=0.25, worker_cpu=0.7)
+    assert said == (
+        "the cores were the bottleneck: decoding took 70 % of their time, the forward 25 %; only more cores help"
+    )
 
 
 def test_a_cpu_that_computes_bfloat16_is_advised_to() -> None:
-    assert verdict(CPU).endswith("the forward 70 %; try model.dtype=bfloat16, which this CPU computes faster")
+    assert told(CPU).endswith("the forward 70 %; try model.dtype=bfloat16, which this CPU computes faster")
     for at_best in ({"dtype": "bfloat16"}, {"fast_bfloat16": False}):
-        assert verdict(CPU, **at_best).endswith("only more cores or a GPU help")
+        assert told(CPU, **at_best).endswith("only more cores or a GPU help")
 
 
 def test_a_cpu_that_decodes_large_photographs() -> None:
-    assert "try data.decode=fast" in verdict(CPU, cpu=0.1, worker_cpu=0.85, pixels=9e6)
+    assert "try data.decode=fast" in told(CPU, cpu=0.1, worker_cpu=0.85, pixels=9e6)
 
 
 def test_a_forward_that_leaves_cores_idle_advises_threads() -> None:
-    said = verdict(CPU, threads=1, cpu=0.25, worker_cpu=0.05)
-    assert said == "the forward bound it: it took 85 % of the time, on 1 of 4 cores; try OMP_NUM_THREADS=4"
+    said = told(CPU, threads=1, cpu=0.25, worker_cpu=0.05)
+    assert said == "the forward was the bottleneck: it took 85 % of the time, on 1 of 4 cores; try OMP_NUM_THREADS=4"
 
 
 def test_a_forward_whose_threads_wait_for_one_another_advises_more_ranks() -> None:
-    said = verdict(CPU, cpu=0.4, worker_cpu=0.1)
+    said = told(CPU, cpu=0.4, worker_cpu=0.1)
     assert "85 % of the time and kept 50 % of 4 cores busy; try trainer.devices=2: " in said
-    assert verdict(CPU, cpu=0.4, worker_cpu=0.1, local_ranks=4, threads=1).endswith("kept 50 % of 4 cores busy")
+    assert told(CPU, cpu=0.4, worker_cpu=0.1, local_ranks=4, threads=1).endswith("kept 50 % of 4 cores busy")
 
 
 def test_a_cpu_with_too_few_workers() -> None:
-    said = verdict(CPU, waiting=0.8, forward=0.1, decoding=0.95, workers=1, cpu=0.1, worker_cpu=0.25)
-    assert said == ("decoding bound it: the model waited 80 % of the time; 1 of 4 cores decode; try data.num_workers=4")
+    said = told(CPU, waiting=0.8, forward=0.1, decoding=0.95, workers=1, cpu=0.1, worker_cpu=0.25)
+    assert said == (
+        "decoding was the bottleneck: the model waited 80 % of the time; 1 of 4 cores decode; try data.num_workers=4"
+    )
 
 
 def test_a_cpu_that_waits_for_storage() -> None:
-    said = verdict(CPU, waiting=0.8, forward=0.1, reading=0.8, decoding=0.1, cpu=0.1, worker_cpu=0.1)
-    assert said.startswith("reading bound it: the model waited 80 % of the time")
+    said = told(CPU, waiting=0.8, forward=0.1, reading=0.8, decoding=0.1, cpu=0.1, worker_cpu=0.1)
+    assert said.startswith("reading was the bottleneck: the model waited 80 % of the time")
 
 
 def test_a_machine_that_others_use_too() -> None:
     waiting = {"waiting": 0.8, "forward": 0.1, "decoding": 0.9, "cpu": 0.1, "worker_cpu": 0.3}
-    assert verdict(CPU, **waiting, machine_cpu=0.95) == (
-        "other programs bound it: they took 55 % of the cores, this job kept 40 % of 4 cores busy"
+    assert told(CPU, **waiting, machine_cpu=0.95) == (
+        "other programs were the bottleneck: they took 55 % of the cores, this job kept 40 % of 4 cores busy"
     )
-    assert verdict(CPU, **waiting) == (
-        "decoding bound it: the model waited 80 % of the time, while the job kept 40 % of 4 cores busy"
+    assert told(CPU, **waiting) == (
+        "decoding was the bottleneck: the model waited 80 % of the time, while the job kept 40 % of 4 cores busy"
     )
-    assert verdict(CPU, cpu=0.6, worker_cpu=0.2, machine_cpu=0.98).endswith(
+    assert told(CPU, cpu=0.6, worker_cpu=0.2, machine_cpu=0.98).endswith(
         ". other programs: they took 18 % of the cores"
     )
-    assert "other programs" not in verdict(CPU, machine_cpu=0.99), "a little is no matter"
-    assert verdict(STARVED, machine_cpu=0.9).endswith(". other programs: they took 50 % of the cores")
+    assert "other programs" not in told(CPU, machine_cpu=0.99), "a little is no matter"
+    assert told(STARVED, machine_cpu=0.9).endswith(". other programs: they took 50 % of the cores")
 
 
 def test_a_cpu_without_workers_takes_turns() -> None:
-    said = verdict(CPU, workers=0, waiting=0.4, forward=0.58, decoding=0.4, cpu=0.6, worker_cpu=0.0)
+    said = told(CPU, workers=0, waiting=0.4, forward=0.58, decoding=0.4, cpu=0.6, worker_cpu=0.0)
     assert "took turns (40 % and 58 % of the time) and used 60 % of 4 cores; try data.num_workers=4" in said
-    assert verdict(CPU, workers=0, cores=1, waiting=0.4, forward=0.6, decoding=0.4, cpu=1.0, worker_cpu=0.0) == (
-        "the cores bound it: decoding took 40 % of their time, the forward 60 %; "
+    assert told(CPU, workers=0, cores=1, waiting=0.4, forward=0.6, decoding=0.4, cpu=1.0, worker_cpu=0.0) == (
+        "the cores were the bottleneck: decoding took 40 % of their time, the forward 60 %; "
         "try model.dtype=bfloat16, which this CPU computes faster"
     )
 
 
 def test_idle_ranks_are_named() -> None:
     many = {"local_ranks": 4, "gpus": 4, "seconds_by_rank": (9.0, 9.0, 0.0, 0.0)}
-    said = verdict(GPU, images_by_rank=(64, 32, 0, 0), **many)
+    said = told(GPU, images_by_rank=(64, 32, 0, 0), **many)
     assert said.endswith(
         "ranks 2, 3 of 4 had nothing to do: 96 images are too few batches of 64; try data.batch_size=24"
     )
-    assert verdict(GPU, images_by_rank=(1, 1, 0, 0), **many).endswith("nothing to do: there were only 2 images")
+    assert told(GPU, images_by_rank=(1, 1, 0, 0), **many).endswith("nothing to do: there were only 2 images")
 
 
 def test_gpus_without_a_rank_are_named() -> None:
-    assert verdict(GPU, gpus=4).endswith(
-        "3 of 4 GPUs were not used: try trainer.devices=4 (torchrun: --nproc_per_node=4)"
-    )
-    assert verdict(CPU, gpus=1).endswith("the GPU was not used: leave trainer.accelerator out")
+    assert told(GPU, gpus=4).endswith("3 of 4 GPUs were not used: try trainer.devices=4 (torchrun: --nproc_per_node=4)")
+    assert told(CPU, gpus=1).endswith("the GPU was not used: leave trainer.accelerator out")
 
 
 def test_a_rank_that_takes_longer_than_the_others_is_named() -> None:
     four = {"local_ranks": 4, "gpus": 4, "images_by_rank": (9, 9, 9, 9)}
-    said = verdict(GPU, seconds_by_rank=(60.0, 61.0, 130.0, 60.0), **four)
+    said = told(GPU, seconds_by_rank=(60.0, 61.0, 130.0, 60.0), **four)
     assert "rank 2 took 130 s, the others about 60" in said
-    assert "rank" not in verdict(GPU, seconds_by_rank=(60.0, 61.0, 66.0, 60.0), **four)
+    assert "rank" not in told(GPU, seconds_by_rank=(60.0, 61.0, 66.0, 60.0), **four)
 
 
 def test_figures_come_from_the_ranks_that_worked() -> None:

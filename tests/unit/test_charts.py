@@ -34,7 +34,7 @@ def drawn(chart: Chart) -> ElementTree.Element:
     return ElementTree.fromstring(chart.document())
 
 
-@pytest.mark.parametrize("chart", every_chart(HOSTILE), ids=lambda chart: str(len(chart.parts)))
+@pytest.mark.parametrize("chart", every_chart(HOSTILE), ids=lambda chart: str(len(chart.elements)))
 def test_nothing_from_the_data_becomes_markup(chart: Chart) -> None:
     for text in (chart.document(), chart.__html__()):
         root = ElementTree.fromstring(text)
@@ -42,7 +42,7 @@ def test_nothing_from_the_data_becomes_markup(chart: Chart) -> None:
         assert root.findtext(f"{SVG}title") == HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd")
 
 
-@pytest.mark.parametrize("chart", every_chart("a"), ids=lambda chart: str(len(chart.parts)))
+@pytest.mark.parametrize("chart", every_chart("a"), ids=lambda chart: str(len(chart.elements)))
 def test_every_chart_has_a_name_words_and_colours_for_light_and_dark(chart: Chart) -> None:
     root = drawn(chart)
     assert root.findtext(f"{SVG}title") and root.findtext(f"{SVG}desc") and root.attrib["role"] == "img"
@@ -103,7 +103,7 @@ def test_equal_values_are_not_spread() -> None:
 
 def test_a_bar_is_as_long_as_its_share() -> None:
     chart = charts.shares("recall", [("a", 0.25, 1.0)], [Kind("first", 1), Kind("second", 0)])
-    bars = [part for part in chart.parts if part.tag == "rect" and float(part.attrib["height"]) > 11]
+    bars = [part for part in chart.elements if part.tag == "rect" and float(part.attrib["height"]) > 11]
     assert float(bars[1].attrib["height"]) == pytest.approx(4 * float(bars[0].attrib["height"]))
     assert [bar.findtext("title") for bar in bars] == ["a, first: 0.250", "a, second: 1.000"]
     assert chart.described == "a: 0.250 and 1.000"
@@ -113,5 +113,5 @@ def test_more_lines_than_colours_are_said_to_be_more() -> None:
     chart = charts.over_time(
         "t", "d", [Panel("p", "{:g}", [Series(f"rank {n}", [(0, n), (1, n)]) for n in range(11)])], 1
     )
-    told = [part.text for part in chart.parts if part.tag == "text"]
+    told = [part.text for part in chart.elements if part.tag == "text"]
     assert "rank 7" in told and "rank 8" not in told and "and 3 more, in the same colours" in told

@@ -1,27 +1,42 @@
-"""Every shipped config composes, its keys are the contract's, and what is typed wrong is answered with what to type."""
+"""The schema is the contract, conf/ and the pages agree with it, and what is typed wrong is told with what to type."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lora_clip.app import exits
+from lora_clip import config as schema
+from lora_clip.app import exits, mistakes, usage
+from lora_clip.demo import DEMO
 from lora_clip.errors import ConfigError
 
-CONF = Path(__file__).parents[2] / "conf"
-CONTRACT = """
-    data.shards data.folder data.batch_size data.num_workers data.limit data.image_key model.base model.adapter
-    model.dtype model.compile output.dtype output_dir resume max_reject_fraction trainer.devices
-""".split()  # noqa: SIM905
+PROJECT = Path(__file__).parents[2]
+CONF = PROJECT / "conf"
+DEFAULTS: dict[str, Any] = {
+    "data.folder": None, "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
+    "data.decode": "exact", "data.image_key": None, "data.stages": [],
+    "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
+    "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
+    "trainer.profiler": None,
+    "output_dir": "outputs", "resume": True, "index": False, "max_reject_fraction": 0.5,
+    "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
+}  # fmt: skip
+"""What scripts and other people's sweeps rely on."""
+GIVEN = {"shards": ["data.shards=/a"], "folder": ["data.folder=/a"], "clip": ["model.adapter=/a"]}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def resolver() -> None:
-    exits.register_resolver()
+def registered() -> None:
+    schema.register()
 
 
 def load(*overrides: str) -> DictConfig:
@@ -29,43 +44,218 @@ def load(*overrides: str) -> DictConfig:
         return compose("predict", list(overrides))
 
 
+def refusal(*overrides: str) -> str:
+    """What is said of overrides that do not do, from Hydra's first look to the check of the values."""
+    try:
+        mistakes.check_arguments(overrides)
+        schema.check(load(*mistakes.with_own_model(overrides)))
+    except Exception as error:
+        return str(error) if isinstance(error, ConfigError) else mistakes.configuration_message(error) or repr(error)
+    raise AssertionError(f"{overrides} are accepted")
+
+
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize(("data", "debug"), list(itertools.product(choices("data"), [None, *choices("debug")])))
-def test_every_config_composes(data: str, debug: str | None) -> None:
-    given = {"shards": ["data.shards=/a"], "folder": ["data.folder=/a"]}.get(data, [])
-    config = load(f"data={data}", *given, *([f"debug={debug}"] if debug else []))
-    assert all(OmegaConf.select(config, key, default="absent") != "absent" for key in CONTRACT)
+# --- The schema and conf/ ----------------------------------------------------------------------------------------
 
 
-def test_the_default_is_the_embedded_demo() -> None:
+def test_keys_and_defaults_are_those_of_the_contract() -> None:
     config = load()
-    assert Path(config.data.shards).is_dir() and Path(config.model.adapter).is_dir()
-    assert config.resume is True and config.output.dtype == "float16"
+    assert {key.name for key in schema.KEYS} == set(DEFAULTS)
+    assert {name: schema.read(config, name) for name in DEFAULTS} == DEFAULTS
 
 
-def test_every_knob_has_a_sentence() -> None:
-    for path in CONF.glob("*/*.yaml"):
-        text = path.read_text().splitlines()
-        if text[0].startswith("#"):
-            continue
-        keys = [line for line in text if ": " in line and not line.startswith((" ", "-", "_", "defaults"))]
-        assert all("#" in key or "???" in key for key in keys), path
+def test_only_the_schema_and_hydra_have_keys_at_the_top() -> None:
+    assert set(load()) == {name.partition(".")[0] for name in DEFAULTS}
 
 
-def test_known_keys_are_those_of_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", [str(CONF.parent / "predict.py")])
-    assert set(CONTRACT) <= set(exits.known_keys())
+@pytest.mark.parametrize(
+    ("data", "model", "debug"),
+    list(itertools.product(choices("data"), choices("model"), [None, *choices("debug")])),
+)
+def test_every_config_composes_and_is_accepted(data: str, model: str, debug: str | None) -> None:
+    given = [*GIVEN.get(data, []), *GIVEN.get(model, []), *([f"debug={debug}"] if debug else [])]
+    schema.check(load(f"data={data}", f"model={model}", *given))
+
+
+def test_the_options_of_each_group_are_the_files_of_conf() -> None:
+    groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
+    assert {group: sorted(options) for group, options in schema.OPTIONS.items()} == {
+        group: choices(group) for group in groups
+    }
+
+
+def test_every_source_has_its_key_and_its_option() -> None:
+    from lora_clip.sources.base import SOURCES
+
+    keys = {source.key for source in SOURCES.values()}
+    assert {f"data.{key}" for key in keys} <= {key.name for key in schema.KEYS} and keys <= set(schema.OPTIONS["data"])
+
+
+def test_a_key_that_the_schema_lacks_is_refused_in_conf_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [schema, _self_]\ndata: {batchsize: 3}\n")
+    with (
+        initialize_config_dir(str(tmp_path), version_base="1.3"),
+        pytest.raises(Exception, match="'batchsize' not in 'Data'"),
+    ):
+        compose("mine")
+
+
+def test_the_sentences_say_what_the_code_does() -> None:
+    from lora_clip.app.launch import BATCH_SIZES
+    from lora_clip.models.clip import DTYPES
+    from lora_clip.pixels.decode import DECODINGS
+
+    known = {key.name: key for key in schema.KEYS}
+    assert {int(size) for size in re.findall(r"\d+", known["data.batch_size"].sentence)} == set(BATCH_SIZES.values())
+    accepted = {name: key.takes.accepts for name, key in known.items()}
+    assert all(map(accepted["data.decode"], DECODINGS)) and all(map(accepted["model.dtype"], DTYPES))
+    for name, words in {"data.decode": DECODINGS, "model.dtype": DTYPES}.items():
+        assert all(word in known[name].takes.words for word in words)
+
+
+def test_nothing_heavy_is_imported_for_the_schema() -> None:
+    code = "import sys, lora_clip.app.exits; print(sorted({'torch', 'lightning', 'numpy', 'hydra'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- What a person reads -----------------------------------------------------------------------------------------
+
+
+def test_the_page_is_the_one_that_the_schema_gives() -> None:
+    assert (PROJECT / "docs/configuration.md").read_text() == usage.page(), f"type {usage.REGENERATE}"
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_shows_every_key_with_its_sentence(option: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "predict.py"), "data=folder", option],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "40"},
+    )  # fmt: skip
+    assert done.stdout == usage.help_text("python predict.py") and done.stderr == ""
+    words = " ".join(done.stdout.split())
+    assert all(f"{key.name} {key.default} {key.sentence}" in words for key in schema.KEYS)
+    assert all(f"{group}={one}" in words for group, options in schema.OPTIONS.items() for one in options)
+
+
+def test_help_fits_a_screen_of_100_columns() -> None:
+    lines = usage.help_text("python predict.py").splitlines()
+    assert max(map(len, lines)) <= usage.WIDTH and not [line for line in lines if line != line.rstrip()]
+
+
+# --- What is typed wrong -----------------------------------------------------------------------------------------
+
+REFUSED = {
+    "data.batch_size=abc": "data.batch_size=abc: give a number of images, 1 or more, or auto",
+    "data.batch_size=0": "data.batch_size=0: give a number of images, 1 or more, or auto",
+    "data.batch_size=true": "data.batch_size=true: give a number of images, 1 or more, or auto",
+    "data.batch_size=null": "data.batch_size=null: give a number of images, 1 or more, or auto",
+    "data.num_workers=-1": "data.num_workers=-1: give a number of processes, 0 or more, or auto",
+    "data.limit=0": "data.limit=0: give a number of images, 1 or more, or null for all",
+    "data.limit=2.5": "data.limit=2.5: give a number of images, 1 or more, or null for all",
+    "data.decode=quick": "data.decode=quick: give exact or fast",
+    "data.image_key=[jpg,3]": "data.image_key=[jpg,3]: give an extension, a list of them, or null",
+    "data.shards={a:1}": "data.shards={a:1}: give a path, a list of paths, or null",
+    "data.stages=[keep]": "data.stages=[keep]: give a list of module:function",
+    "data.stages=mine:keep": "data.stages=mine:keep: give a list of module:function",
+    "model.adapter=[a,b]": "model.adapter=[a,b]: give one hub name or folder, or null",
+    "model.compile=7": "model.compile=7: give true or false",
+    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
+    "output.dtype=int8": "output.dtype=int8: give float16 or float32",
+    "output_dir=": "output_dir=: give a folder",
+    "output_dir=2024_10_05": "output_dir=20241005: give a folder; a name that reads as a number in two "
+    """pairs of quotes: 'output_dir="…"'""",
+    "resume=perhaps": "resume=perhaps: give true or false",
+    "max_reject_fraction=2": "max_reject_fraction=2: give a number from 0 to 1",
+    "~trainer.devices": "trainer.devices is not given: type trainer.devices=…",
+    "data.batchsize=3": "unknown key data.batchsize: did you mean data.batch_size?",
+    "limit=3": "unknown key limit: did you mean data.limit?",
+    "dat=shards": "unknown key dat: did you mean data?",
+    "zebra=1": "unknown key zebra; --help shows all keys",
+    "trainer.device=2": "unknown key trainer.device: did you mean trainer.devices?; other arguments",
+    "trainer.nonsense=1": "unknown key trainer.nonsense; other arguments of Lightning's Trainer take a plus: +",
+    "data=nothing": "data=nothing: give demo, folder or shards",
+    "data=shard": "data=shard: give demo, folder or shards: did you mean shards?",
+    "data=null": "a group takes one of its names: data=demo|folder|shards; ",
+    "output=/data/emb": "output is a group of keys: did you mean output_dir?",
+    "+debug=small": "debug has a place of its own: type it without the plus, debug=…",
+    "data.limit": "data.limit has no value: type data.limit=…",
+    "data.limt": "data.limt is not key=value: did you mean data.limit?",
+    "=3": "=3 has no key: type key=3",
+    "data.batch_size=32,64": "data.batch_size=32,64 gives several values: for a sweep over them type -m as well; for "
+    """one value with a comma in it: 'data.batch_size="32,64"'""",
+    "data.shards=/a/{0..1}.tar": "bare braces are Hydra's own syntax",
+    "data.shards=/a (1).tar": """data.shards=/a (1).tar cannot be read: put the value in two pairs of quotes: """
+    """'data.shards="/a (1).tar"'""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_a_mistake_is_told_with_what_to_type(typed: str) -> None:
+    assert refusal(typed).startswith(REFUSED[typed])
+    assert "\n" not in refusal(typed)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "data.image_key=jpg", "data.image_key=[jpg,png]", "data.shards=[/a,/b]", "data.stages=[mine.stages:keep]",
+        "data.batch_size=7", "data.num_workers=0", "max_reject_fraction=1", "max_reject_fraction=0",
+        "model.compile=true", 'output_dir="2024_10_05"', "trainer.devices=[0,1]", "+trainer.log_every_n_steps=3",
+        "model.adapter=/a", "data=folder", "+data.of_my_source=3",
+    ],
+)  # fmt: skip
+def test_what_a_key_takes_is_accepted(typed: str) -> None:
+    schema.check(load(*mistakes.with_own_model([typed])))
 
 
 def test_a_key_given_twice_is_refused() -> None:
-    exits.check_arguments(["data.shards=/a", "data.limit=3", "hydra.run.dir=a", "hydra.run.dir=b", "-m"])
+    mistakes.check_arguments(["data.shards=/a", "data.limit=3", "hydra.run.dir=a", "hydra.run.dir=b", "-m"])
     with pytest.raises(ConfigError, match=r"data\.shards is given 3 times: the shell expanded the braces"):
-        exits.check_arguments([f"data.shards=/data/{number}.tar" for number in range(3)])
+        mistakes.check_arguments([f"data.shards=/data/{number}.tar" for number in range(3)])
     with pytest.raises(ConfigError, match=r"data\.limit is given 2 times: give it once$"):
-        exits.check_arguments(["data.limit=1", "data.limit=2"])
+        mistakes.check_arguments(["data.limit=1", "data.limit=2"])
+
+
+# --- A model of one's own ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "base", "adapter"),
+    [
+        (["model.adapter=/y"], None, "/y"),
+        (["model.base=/x", "model.adapter=/y"], "/x", "/y"),
+        (["model.base=/x", "model.adapter=null"], "/x", None),
+        (["++model.base=/x", "model.adapter=null"], "/x", None),
+        (["model.dtype=float32"], None, str(DEMO / "adapter")),
+        (["model=demo_base"], str(DEMO / "base"), None),
+        (["model=demo_base", "model.adapter=/y"], str(DEMO / "base"), "/y"),
+        (["model=clip", "model.adapter=/y"], None, "/y"),
+    ],
+)
+def test_the_model_is_the_one_that_is_named(typed: list[str], base: str | None, adapter: str | None) -> None:
+    config = load(*mistakes.with_own_model(typed))
+    schema.check(config)
+    assert (config.model.base, config.model.adapter) == (base, adapter)
+
+
+@pytest.mark.parametrize("typed", [["model.base=/x"], ["model=clip"], ["model=clip", "model.base=/x"]])
+def test_a_base_alone_is_asked_for_its_adapter(typed: list[str]) -> None:
+    message = refusal(*typed)
+    assert message.startswith("model.adapter is not given: type model.adapter=… ") and "null: the base model" in message
+
+
+def test_a_sweep_names_its_points_by_what_was_typed() -> None:
+    typed = [["data.batch_size=3", "model.adapter=/y"], ["data.batch_size=4", "model.adapter=/y"]]
+    assert mistakes.without_own_model([mistakes.with_own_model(point) for point in typed]) == typed
+    chosen = [["model=clip", "model.adapter=/y"], ["model=demo_base", "model.adapter=/y"]]
+    assert mistakes.without_own_model(chosen) == chosen
+
+
+# --- Other ends --------------------------------------------------------------------------------------------------
 
 
 def test_memory_errors_are_told_from_others() -> None:

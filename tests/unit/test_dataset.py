@@ -1,11 +1,13 @@
-"""datamodule: batches of one shape, every sample in one of them, from any number of workers."""
+"""dataset: batches of one shape, every sample in one of them, from any number of workers."""
 
 from __future__ import annotations
 
 import io
+import multiprocessing
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +17,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from helpers.images import jpeg, png, tar_bytes, write_shards, write_tar
 from lora_clip.errors import DataError
-from lora_clip.loading.datamodule import PixelDataModule, PixelDataset, describe
-from lora_clip.loading.plan import Plan, make_plan, take_inventory
+from lora_clip.loading.datamodule import PixelDataModule
+from lora_clip.loading.dataset import PixelDataset
+from lora_clip.loading.deal import deal
+from lora_clip.loading.describe import describe
+from lora_clip.loading.plan import Plan, RankPlan, make_plan, take_inventory
+from lora_clip.loading.queue import PlannedQueue
 from lora_clip.models.preprocess import parse_spec
 from lora_clip.pixels.decode import decode, fit
 from lora_clip.sources.tar import TarSource
@@ -36,8 +43,11 @@ def plan_of(source: TarSource, workers: int, batch_size: int, ranks: int = 1) ->
 def batches(folder: Path, batch_size: int, source: TarSource | None = None) -> list[PixelBatch]:
     """The batches of one process without workers."""
     source = source or TarSource(str(folder))
-    plan = plan_of(source, 0, batch_size)
-    return list(PixelDataset(source, SPEC, batch_size, plan.shards, plan.shares[0]))
+    return list(dataset(source, plan_of(source, 0, batch_size), batch_size))
+
+
+def dataset(source: TarSource, plan: Plan, batch_size: int, **options: Any) -> PixelDataset:
+    return PixelDataset(source, SPEC, batch_size, plan.shards, [PlannedQueue(plan.shares[0][0])], **options)
 
 
 def pixels_of(data: bytes) -> torch.Tensor:
@@ -138,16 +148,23 @@ def test_a_huge_caption_and_names_that_are_not_utf8_are_kept_as_far_as_text_goes
     assert (found.shard, found.position, found.width, found.height) == (3, 4, 5, 6)
 
 
-def test_a_tar_that_shrinks_while_it_is_read_is_a_data_error(tmp_path: Path) -> None:
-    (path,) = write_shards(tmp_path, [6])
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [(b"", "the file became shorter"), (b"\0" * (1 << 20), "6 images were counted in it, fewer are there now")],
+    ids=["shorter", "fewer images"],
+)
+def test_a_tar_that_changes_while_it_is_read_is_a_data_error(tmp_path: Path, rest: bytes, message: str) -> None:
+    (path,) = write_shards(tmp_path, [6], 300, 300)
+    with tarfile.open(path) as tar:
+        offset = tar.getmember("000005.jpg").offset
     source = TarSource(str(tmp_path))
-    plan = plan_of(source, 0, 2)
-    found = iter(PixelDataset(source, SPEC, 2, plan.shards, plan.shares[0]))
+    found = iter(dataset(source, plan_of(source, 0, 2), 2))
     next(found)
     with path.open("r+b") as file:
-        file.truncate(plan.shards[0].seek_points[0][1])
-        file.write(b"\0" * 1024)
-    with pytest.raises(DataError, match=r"00000\.tar changed while it was read: 6 images"):
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(rest)
+    with pytest.raises(DataError, match=rf"00000\.tar.*{message}"):
         list(found)
 
 
@@ -156,10 +173,14 @@ def test_a_tar_that_shrinks_while_it_is_read_is_a_data_error(tmp_path: Path) -> 
 
 def module(source: TarSource, plan: Plan, workers: int, batch_size: int, rank: int = 0) -> PixelDataModule:
     made = PixelDataModule(source, SPEC, batch_size, workers)
-    made.plan = plan
-    strategy = SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda value: value)
-    made.trainer = SimpleNamespace(global_rank=rank, strategy=strategy)  # type: ignore[assignment]
+    made.plan = plan.by_rank()[rank]
+    made.trainer = on_device("cpu")
     return made
+
+
+def on_device(name: str) -> Any:
+    """A stand-in for a Trainer that runs on a device of this kind."""
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
 
 
 Seen = dict[tuple[int, int], tuple[str, str | None, bytes]]
@@ -204,14 +225,53 @@ def test_a_rank_without_work_starts_no_worker(tmp_path: Path) -> None:
     assert sorted(len(seen(loader)) for loader in loaders) == [0, 0, 2]
 
 
-def test_the_plan_of_rank_0_is_everybodys(tmp_path: Path) -> None:
+def test_a_job_of_one_rank_keeps_its_plan(tmp_path: Path) -> None:
     write_shards(tmp_path, [2])
     source = TarSource(str(tmp_path))
-    plan = plan_of(source, 0, 4)
-    other = PixelDataModule(source, SPEC, 4, 0)
-    other.trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: plan))  # type: ignore[assignment]
-    other.setup("predict")
-    assert other.plan is plan
+    made = PixelDataModule(source, SPEC, 4, 0)
+    made.plans = plan_of(source, 0, 4).by_rank()
+    made.setup("predict")
+    assert made.plan is made.plans[0]
+
+
+def deal_as_a_rank(rank: int, meeting: str, plans: list[RankPlan], heard: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    heard.put((rank, deal(plans if rank == 0 else None)))
+    dist.destroy_process_group()
+
+
+def test_every_rank_receives_its_own_plan_and_nothing_of_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_shards(tmp_path / name, [3])
+    source = TarSource([str(tmp_path / "a"), str(tmp_path / "b")])
+    plans = plan_of(source, 0, 4, ranks=2).by_rank()
+    context = multiprocessing.get_context("fork")
+    heard = context.SimpleQueue()
+    ranks = [
+        context.Process(target=deal_as_a_rank, args=(rank, str(tmp_path / "meeting"), plans, heard)) for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    received = dict(heard.get() for _ in ranks)
+    for process in ranks:
+        process.join()
+    assert received == {0: plans[0], 1: plans[1]}
+    assert [[Path(shard.path).parent.name for shard in received[rank].shards.values()] for rank in (0, 1)] == [
+        ["a"],
+        ["b"],
+    ]
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("mps", False)])
+def test_memory_is_pinned_for_the_device_in_use_whatever_else_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, pinned: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device != "cuda")
+    write_shards(tmp_path, [2])
+    source = TarSource(str(tmp_path))
+    made = module(source, plan_of(source, 1, 4), 1, 4)
+    made.trainer = on_device(device)
+    assert made.predict_dataloader().pin_memory is pinned
 
 
 def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lora_clip.output import housekeeping, layout
 from lora_clip.output.ledger import CommittedRange
 from lora_clip.output.notes import RunNotes, add_notes, take_notes
 from lora_clip.output.tables import METADATA_SCHEMA, NORM_TOLERANCE, REJECTS_SCHEMA, ROWS_PER_GROUP
+from lora_clip.sources.base import Shard
 from lora_clip.types import WorkRange
 
 PAGE = (Path(__file__).parents[2] / "docs/format.md").read_text()
@@ -48,6 +49,10 @@ def test_the_lines_of_the_ledger_and_of_the_runs_are_those_that_are_written(tmp_
         assert {name: type(value) for name, value in line.items()} == {
             name: TYPES[kind] for name, kind in table(title).items()
         }
+
+
+def test_the_lines_of_the_input_are_those_of_a_shard() -> None:
+    assert list(table("inputs.jsonl")) == [*(field.name for field in fields(Shard)), "wanted"]
 
 
 def test_names_figures_and_the_version_are_those_of_the_code() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import lora_clip
 from helpers.images import jpeg
+from helpers.jobs import PROJECT
 from lora_clip.compare.page import ComparisonPage
 from lora_clip.report import charts
 from lora_clip.report.charts import Chart
@@ -116,6 +118,12 @@ def test_a_field_that_a_template_misspells_is_an_error() -> None:
 
 def test_every_template_is_rendered_by_a_test() -> None:
     assert {path.name for path in TEMPLATES.iterdir()} == {*PAGES, "base.html", "pictures.html"}
+
+
+def test_templates_and_styles_travel_in_the_wheel() -> None:
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = {path for form in settings["package-data"]["lora_clip"] for path in SOURCES.glob(form)}
+    assert {*TEMPLATES.iterdir(), *WEB.iterdir()} <= shipped
 
 
 def test_no_template_switches_escaping_off() -> None:

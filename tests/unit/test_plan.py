@@ -1,4 +1,4 @@
-"""plan: every missing position in exactly one work, and the same batches however the work is shared."""
+"""plan: every missing position in exactly one range, and the same batches however the work is shared."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Runs = dict[int, list[tuple[int, int]]]
 Situation = tuple[Inventory, Runs, int]
 
 
-def parts_of(plan: Plan) -> list[WorkRange]:
+def ranges_of(plan: Plan) -> list[WorkRange]:
     return [work for rank in plan.shares for worker in rank for work in worker]
 
 
 def batches_of(plan: Plan, batch_size: int) -> list[WorkRange]:
     return [
         WorkRange(work.shard, start, min(start + batch_size, work.stop))
-        for work in parts_of(plan)
+        for work in ranges_of(plan)
         for start in range(work.start, work.stop, batch_size)
     ]
 
 
-def positions(parts: Sequence[WorkRange]) -> Counter[tuple[int, int]]:
-    return Counter((work.shard, position) for work in parts for position in range(work.start, work.stop))
+def positions(ranges: Sequence[WorkRange]) -> Counter[tuple[int, int]]:
+    return Counter((work.shard, position) for work in ranges for position in range(work.start, work.stop))
 
 
 def missing(found: Inventory, done: Runs) -> Counter[tuple[int, int]]:
@@ -59,13 +59,13 @@ hands = {"ranks": st.integers(1, 6), "workers": st.integers(0, 5)}
 
 @settings(max_examples=300, deadline=None)
 @given(situation=situations(), **hands)
-def test_the_parts_are_exactly_the_missing_positions(situation: Situation, ranks: int, workers: int) -> None:
+def test_the_ranges_are_exactly_the_missing_positions(situation: Situation, ranks: int, workers: int) -> None:
     found, done, batch_size = situation
     plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
-    assert positions(parts_of(plan)) == missing(found, done)
+    assert positions(ranges_of(plan)) == missing(found, done)
     assert plan.images == missing(found, done).total()
     assert [len(plan.shares), *{len(rank) for rank in plan.shares}] == [ranks, max(1, workers)]
-    assert all(work.stop > work.start for work in parts_of(plan))
+    assert all(work.stop > work.start for work in ranges_of(plan))
 
 
 @settings(max_examples=300, deadline=None)
@@ -90,7 +90,7 @@ def test_the_work_is_in_order_even_and_nobody_is_idle(situation: Situation, rank
     batches = batches_of(plan, batch_size)
     busy = sum(1 for share in shares if share)
     assert busy == min(len(batches), len(shares))
-    assert sorted(parts_of(plan)) == parts_of(plan)
+    assert sorted(ranges_of(plan)) == ranges_of(plan)
     weights = [sum((p.stop - p.start) * density[p.shard] for p in share) for share in shares]
     heaviest = max(((b.stop - b.start) * density[b.shard] for b in batches), default=0.0)
     assert max(weights) <= sum(weights) / len(shares) + heaviest * (1 + 1e-9)
@@ -111,6 +111,23 @@ def test_a_shard_is_local_where_one_rank_has_all_that_is_missing_of_it(
     assert set(plan.shards) == set(plan.targets) == set(owners)
 
 
+@settings(max_examples=200, deadline=None)
+@given(situation=situations(), **hands)
+def test_a_rank_is_given_its_own_ranges_and_shards_and_no_others(
+    situation: Situation, ranks: int, workers: int
+) -> None:
+    found, done, batch_size = situation
+    plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
+    plans = plan.by_rank()
+    assert [one.shares for one in plans] == list(plan.shares)
+    assert {one.images for one in plans} == {plan.images}
+    for one in plans:
+        read = {work.shard for worker in one.shares for work in worker}
+        assert set(one.shards) == set(one.targets) == read
+        assert one.local == plan.local & read
+        assert all(one.targets[id_] == plan.targets[id_] for id_ in read)
+
+
 def test_uneven_batches_leave_nobody_idle() -> None:
     plan = make_plan(inventory(1, 1, 1, weights=[1, 1, 100]), {}, ranks=3, workers=1, batch_size=1)
     assert [len(rank[0]) for rank in plan.shares] == [1, 1, 1]
@@ -121,15 +138,15 @@ def test_few_batches_are_spread_over_the_ranks() -> None:
     assert [sum(1 for worker in rank if worker) for rank in plan.shares] == [1, 1]
 
 
-def test_a_part_is_small_enough_to_be_committed_in_one_piece() -> None:
+def test_a_range_is_small_enough_to_be_committed_at_once() -> None:
     plan = make_plan(inventory(10_000), {}, ranks=1, workers=1, batch_size=60)
-    assert all(work.stop - work.start <= IMAGES_PER_RANGE for work in parts_of(plan))
-    assert all(work.start % 60 == 0 for work in parts_of(plan))
+    assert all(work.stop - work.start <= IMAGES_PER_RANGE for work in ranges_of(plan))
+    assert all(work.start % 60 == 0 for work in ranges_of(plan))
 
 
 def test_with_nothing_missing_there_is_no_work() -> None:
     plan = make_plan(inventory(5, 7), {0: [(0, 5)], 1: [(3, 9), (0, 3)]}, ranks=2, workers=2, batch_size=4)
-    assert (plan.images, parts_of(plan), plan.local, plan.shards) == (0, [], frozenset(), {})
+    assert (plan.images, ranges_of(plan), plan.local, plan.shards) == (0, [], frozenset(), {})
 
 
 def test_a_batch_size_below_one_is_refused() -> None:
@@ -150,6 +167,9 @@ class Listed:
             yield shard(id_, size)
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
+        raise NotImplementedError
+
+    def check(self, shard: Shard) -> str | None:
         raise NotImplementedError
 
 
@@ -174,7 +194,7 @@ def test_a_larger_limit_goes_on_where_the_smaller_one_ended() -> None:
     small = take_inventory(Listed([60, 60]), limit=70)
     done = {id_: [(0, target)] for id_, target in small.targets.items()}
     plan = make_plan(take_inventory(Listed([60, 60]), limit=100), done, ranks=2, workers=1, batch_size=8)
-    assert positions(parts_of(plan)) == Counter((1, position) for position in range(10, 40))
+    assert positions(ranges_of(plan)) == Counter((1, position) for position in range(10, 40))
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from helpers.jobs import check_layout, everything, identities, new_folder, snapshot
 from lora_clip.errors import OutputError, StorageError
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.output.housekeeping import assemble_finished, recover
 from lora_clip.output.layout import FORMAT
@@ -370,22 +370,22 @@ def test_the_second_of_two_jobs_is_refused_and_harms_nothing(tmp_path: Path) -> 
 
 
 def test_the_lock_is_shared_by_ranks_and_by_nobody_else(tmp_path: Path) -> None:
-    lock = OutputLock(tmp_path)
+    lock = FolderLock(tmp_path)
     lock.claim()
     lock.share()
-    assert in_child(lambda: OutputLock(tmp_path).share()) == 0
-    assert in_child(lambda: OutputLock(tmp_path).claim()) == 7
+    assert in_child(lambda: FolderLock(tmp_path).share()) == 0
+    assert in_child(lambda: FolderLock(tmp_path).claim()) == 7
     lock.release()
-    assert in_child(lambda: OutputLock(tmp_path).claim()) == 0
+    assert in_child(lambda: FolderLock(tmp_path).claim()) == 0
 
 
 def test_the_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> None:
     def claim_and_die() -> None:
-        OutputLock(tmp_path).claim()
+        FolderLock(tmp_path).claim()
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(claim_and_die) == -signal.SIGKILL
-    assert in_child(lambda: OutputLock(tmp_path).claim()) == 0
+    assert in_child(lambda: FolderLock(tmp_path).claim()) == 0
 
 
 def test_what_another_job_did_since_the_look_is_not_discarded(tmp_path: Path) -> None:

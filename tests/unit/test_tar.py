@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from helpers.images import tar_bytes, write_tar
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.sources.base import Shard, count_extensions
-from lora_clip.sources.tar import SEEK_POINT_SPACING, TarSource, expand, scan
+from lora_clip.sources.expand import expand
+from lora_clip.sources.tar import SEEK_POINT_SPACING, TarSource, scan
 from lora_clip.types import RawSample, WorkRange
 
 BLOCK = 512
@@ -67,7 +68,7 @@ def test_images_captions_and_metadata_come_in_the_order_of_the_tar(tar: Path) ->
         (2, "a", b"A", {}),
     ]
     assert samples[0].path == f"{tar}/d/b.v1.jpg"
-    assert (shard.images, shard.bytes, shard.scattered) == (3, 4, False)
+    assert (shard.images, shard.bytes, shard.state["scattered"]) == (3, 4, False)
 
 
 def test_masks_are_images_unless_image_key_leaves_them_out_and_both_are_counted(tar: Path) -> None:
@@ -162,7 +163,7 @@ def test_links_and_special_files_are_rejected_by_name_and_folders_are_nothing(ta
 )
 def test_a_tar_without_images_has_no_positions(tar: Path, data: bytes) -> None:
     shard = scanned(tar, data)
-    assert (shard.images, shard.bytes, shard.extensions, shard.seek_points) == (0, 0, {}, ())
+    assert (shard.images, shard.bytes, shard.extensions, shard.state["seek_points"]) == (0, 0, {}, [])
     assert read(shard) == []
 
 
@@ -359,7 +360,7 @@ def test_scan_and_read_agree_on_any_bytes(data: bytes, random: random.Random, ed
 
 
 @pytest.mark.parametrize("captions", ["beside", "in front", "at the end", "none"])
-def test_a_part_is_the_same_as_a_slice_of_the_whole_from_any_start(tar: Path, captions: str) -> None:
+def test_a_range_is_the_same_as_a_slice_of_the_whole_from_any_start(tar: Path, captions: str) -> None:
     count = 3 * SEEK_POINT_SPACING + 17
     images = {f"{i:04d}.jpg": b"%d" % i for i in range(count)}
     texts = {f"{i:04d}.txt": b"t%d" % i for i in range(count) if captions != "none"}
@@ -368,8 +369,8 @@ def test_a_part_is_the_same_as_a_slice_of_the_whole_from_any_start(tar: Path, ca
         order = sorted(members, key=lambda name: (name[:4], name.endswith("txt") == (captions == "beside")))
         members = {name: members[name] for name in order}
     shard = scanned(write_tar(tar, members, tarfile.USTAR_FORMAT))
-    assert [position for position, _ in shard.seek_points] == [0, 256, 512, 768]
-    assert shard.scattered == (captions == "at the end")
+    assert [position for position, _ in shard.state["seek_points"]] == [0, 256, 512, 768]
+    assert shard.state["scattered"] == (captions == "at the end")
     whole = read(shard)
     assert [sample.image for sample in whole] == list(images.values())
     for start in (*range(0, count, 61), 255, 256, 257, 511, 512, 513, 768, count - 1, count):

@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app import launch
 from lora_clip.app.quiet import quiet_lightning
-from lora_clip.demo import DEMO
 from lora_clip.diagnose import summary
-from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
+from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapters import AdapterSummary, summarise
 from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
 from lora_clip.models.clip import DTYPES, Normalisation, resolve_dtype
@@ -30,22 +30,9 @@ from lora_clip.output.notes import take_notes
 from lora_clip.output.session import OutputSession
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
-from lora_clip.pixels.decode import DECODINGS
 from lora_clip.report.run import write_report
 from lora_clip.sources.base import Shard, Source, open_source
 from lora_clip.types import PreprocessSpec
-
-VALUES: dict[str, tuple[tuple[type, ...], str]] = {
-    "data.batch_size": ((int, str), "a number of images, 1 or more, or auto"),
-    "data.num_workers": ((int, str), "a number of processes, 0 or more, or auto"),
-    "data.limit": ((int, type(None)), "a number of images, 1 or more, or null for all"),
-    "model.compile": ((bool,), "true or false"),
-    "output_dir": ((str,), "a folder"),
-    "resume": ((bool,), "true or false"),
-    "index": ((bool,), "true or false"),
-    "max_reject_fraction": ((int, float), "a number from 0 to 1"),
-}
-"""What kind of value a key takes, where anything else would go wrong far from here."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +70,14 @@ def run(config: DictConfig) -> None:
     """
     started = time.time()
     quiet_lightning()
-    check(config)
     root = Path(config.output_dir).expanduser()
     monitor, writer = Monitor(root), EmbeddingWriter(root, config.max_reject_fraction)
     trainer = launch.build_trainer(config.trainer, monitor.around(writer))
     model = find_model(config, trainer.strategy.root_device)
     source = open_source(config.data)
     settings = resolve_settings(config, root, model, trainer)
-    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding)
+    stages = load_stages(config.data.get("stages"))
+    data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding, stages)
     embedder = build_embedder(model, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
@@ -98,7 +85,7 @@ def run(config: DictConfig) -> None:
     with OutputSession(root, resume=config.resume) as session:
         job = plan(config, session, source, model, settings)
         if job.plan.images or launch.torchrun_shape():
-            data.plan = job.plan
+            data.plans = job.plan.by_rank()
             monitor.clear(timelines=job.plan.images > 0)
             monitor.opening = lambda adapter: opening(job, session, embedder, adapter)
             launch.predict(trainer, embedder, data)
@@ -120,18 +107,10 @@ def add_index(root: Path) -> str:
 def find_model(config: DictConfig, device: torch.device) -> Model:
     """Where the configured model lies and how it is to be run, without loading it.
 
-    Raises ConfigError, ModelError or AdapterError.
+    Raises ModelError or AdapterError.
     """
-    base, adapter = config.model.base, config.model.adapter
-    if base is not None and adapter is not None and Path(adapter) == DEMO / "adapter":
-        raise ConfigError(
-            f"model.base={base} is given, but model.adapter is still the embedded demo's: "
-            "type model.adapter=… or, for the base model alone, model.adapter=null"
-        )
-    if config.output.dtype not in ("float16", "float32"):
-        raise ConfigError(f"output.dtype={config.output.dtype}: float16 or float32")
     dtype = resolve_dtype(config.model.dtype, device.type)
-    checkpoint = find_checkpoint(base, adapter)
+    checkpoint = find_checkpoint(config.model.base, config.model.adapter)
     return Model(checkpoint, load_spec(checkpoint.base_folder), dtype, config.output.dtype)
 
 
@@ -156,16 +135,22 @@ def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
     return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, output_dtype, compile_model)
 
 
-def fingerprint_of(model: Model, image_key: Any, decoding: str) -> dict[str, Any]:
+def fingerprint_of(model: Model, data: DictConfig, decoding: str) -> dict[str, Any]:
     """What one output directory holds one of: base, adapter, preprocessing, dtypes, and which members are images."""
-    return {
+    fingerprint = {
         **digests(model.checkpoint),
         "preprocessing": model.spec.to_json(),
         "decode": decoding,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "output_dtype": model.output_dtype,
-        "image_key": OmegaConf.to_container(image_key) if OmegaConf.is_list(image_key) else image_key,
+        "image_key": _value(data.image_key),
     }
+    return fingerprint | ({"stages": _value(data.stages)} if data.get("stages") else {})
+
+
+def _value(value: Any) -> Any:
+    """A value of the configuration as plain JSON."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def plan(config: DictConfig, session: OutputSession, source: Source, model: Model, settings: summary.Settings) -> Job:
@@ -173,10 +158,10 @@ def plan(config: DictConfig, session: OutputSession, source: Source, model: Mode
 
     Only after everything was found in order is the output directory touched.
     """
-    fingerprint = fingerprint_of(model, config.data.image_key, settings.decoding)
+    fingerprint = fingerprint_of(model, config.data, settings.decoding)
     session.check(fingerprint)
     records = session.known_inputs()
-    known = [Shard.from_json({key: value for key, value in line.items() if key != "wanted"}) for line in records]
+    known = [Shard.from_json(line) for line in records]
     inventory = take_inventory(source, known, config.data.limit)
     _check_unchanged(session.snapshot.committed, known, inventory.shards)
     shards = {shard.id: shard for shard in (*known, *inventory.shards)}
@@ -245,15 +230,3 @@ def _unsound(root: Path, verdict: Verdict) -> str:
         f"{root} is not complete and sound:\n{listed}{more}\nType the same command again for what is missing; "
         "for files that changed, delete them first"
     )
-
-
-def check(config: DictConfig) -> None:
-    """Raises ConfigError where a value is not of the kind that its key takes."""
-    for key, (kinds, wanted) in VALUES.items():
-        value = OmegaConf.select(config, key)
-        if type(value) not in kinds:
-            raise ConfigError(f"{key}={value}: give {wanted}")
-    if config.data.decode not in DECODINGS:
-        raise ConfigError(f"data.decode={config.data.decode}: {' or '.join(DECODINGS)}")
-    if not 0 <= config.max_reject_fraction <= 1:
-        raise ConfigError(f"max_reject_fraction={config.max_reject_fraction}: give a number from 0 to 1")

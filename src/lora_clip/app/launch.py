@@ -129,15 +129,11 @@ def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:
     """Images per device and batch: as given; `auto` is what keeps a device of this kind busy, whatever the machine."""
     if batch_size == AUTO:
         return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
-    if isinstance(batch_size, str) or batch_size < 1:
-        raise ConfigError(f"data.batch_size={batch_size}: give 1 or more, or auto")
-    return batch_size
+    return int(batch_size)
 
 
 def resolve_workers(num_workers: int | str, local_ranks: int) -> int:
     """Decoding processes per rank: as given; `auto`: the rank's share of the node's cores."""
     if num_workers != AUTO:
-        if isinstance(num_workers, str) or num_workers < 0:
-            raise ConfigError(f"data.num_workers={num_workers}: give 0 or more, or auto")
-        return num_workers
+        return int(num_workers)
     return max(1, min(MAX_WORKERS, node_cores(local_ranks) // local_ranks))

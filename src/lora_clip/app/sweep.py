@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_clip.diagnose.text import align, python
+from lora_clip.output.manifest import read_manifest
 from lora_clip.report.charts import Column, side_by_side
+from lora_clip.terminal import align, command
 
 OUT_OF_MEMORY_STATUS = (12, -9)
 """The job's own exit status for it, and the kernel's way of saying it."""
@@ -40,18 +40,18 @@ class Point:
     waiting_share: float | None = None
     peak_bytes: int | None = None
     predict_seconds: float | None = None
-    verdict: str = ""
+    bottleneck: str = ""
     overrides: tuple[str, ...] = ()
 
 
 def run_point(overrides: Sequence[str], name: str, output_dir: Path, batch_size: int | str) -> Point:
-    """Run one point as `python predict.py` of its own, with `output_dir`/`name` as its folder."""
+    """Run one point as `lora-clip embed` of its own, with `output_dir`/`name` as its folder."""
     folder = output_dir / name
     kept = [override for override in overrides if not override.startswith("output_dir=")]
     print(f"\n{name}", flush=True)
-    command = [sys.executable, sys.argv[0], *kept, f'output_dir="{folder}"']
+    line = [sys.executable, "-m", "lora_clip", "embed", *kept, f'output_dir="{folder}"']
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = subprocess.run(line, env=environment, check=False).returncode
     return read_point(folder, name, batch_size, status, overrides)
 
 
@@ -71,11 +71,11 @@ def read_point(folder: Path, name: str, batch_size: int | str, status: int, over
         return Point(name, batch_size, "out of memory", overrides=typed)
     if status != 0:
         return Point(name, batch_size, f"failed ({status})", overrides=typed)
-    run = json.loads((folder / "manifest.json").read_text())["run"]
+    run = (read_manifest(folder) or {})["run"]
     peak = run["peak_device_bytes"] or run["peak_host_bytes"]
     rate, waiting = run["images_per_second"], run["waiting_share"]
     resolved = run["batch_size"]
-    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["verdict"], typed)
+    return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["bottleneck"], typed)
 
 
 def finish(folder: Path, points: Sequence[Point]) -> None:
@@ -86,7 +86,12 @@ def finish(folder: Path, points: Sequence[Point]) -> None:
         (folder / "sweep.svg").write_text(plot_points(points, best))
         print(f"\n{advice(best)}\nplot:     {folder / 'sweep.svg'}", flush=True)
         return
-    (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
+    leave_nothing(folder)
+
+
+def leave_nothing(folder: Path) -> None:
+    """Take away what Hydra made for a sweep of which nothing came."""
+    (folder / "multirun.yaml").unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -106,7 +111,7 @@ def advice(best: Point) -> str:
     if (best.predict_seconds or 0.0) < ENOUGH_SECONDS:
         lines.append(f"          (its run took {best.predict_seconds or 0.0:.1f} s: more images tell the points apart)")
     kept = [override for override in best.overrides if not override.startswith("data.limit=")]
-    return "\n".join([*lines, f"use it:   {shlex.join([python(), sys.argv[0], *kept])}"])
+    return "\n".join([*lines, f"use it:   {command('embed', *kept)}"])
 
 
 def plot_points(points: Sequence[Point], best: Point) -> str:

@@ -1,1 +1,1 @@
-"""How fast the job is beside what people run today, and beside what the machine allows: `scripts/benchmark.py`."""
+"""How fast the job is beside what people run today, and beside what the machine allows: `lora-clip benchmark`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from lora_clip.benchmark.photographs import list_photographs
+from lora_clip.io.process import cores
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip import Normalisation, load_encoder, resolve_dtype
 from lora_clip.models.preprocess import load_spec
@@ -57,8 +57,7 @@ def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
     spec = load_spec(base)
     photographs = list_photographs(shards, images)
     data = [photograph.read() for photograph in photographs[:: max(1, len(photographs) // SAMPLE)]]
-    cores = len(os.sched_getaffinity(0))
-    decoding, pixels = (_on_all_cores(partial(work, data, spec), cores) for work in (_decode, _pixels))
+    decoding, pixels = (_on_all_cores(partial(work, data, spec)) for work in (_decode, _pixels))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     devices = max(1, torch.cuda.device_count())
     dtype = resolve_dtype("auto", device.type)
@@ -67,14 +66,14 @@ def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
     )
     forward, batch_size = max((_forward(encoder, size, spec, device), size) for size in BATCH_SIZES[device.type])
     name = str(dtype).removeprefix("torch.")
-    return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores)
+    return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores())
 
 
-def _on_all_cores(work: Callable[[], float], cores: int) -> float:
+def _on_all_cores(work: Callable[[], float]) -> float:
     """The sum of what as many processes as there are cores do at once."""
     context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(cores), context.SimpleQueue()
-    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(cores)]
+    barrier, results = context.Barrier(cores()), context.SimpleQueue()
+    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(cores())]
     for process in processes:
         process.start()
     total = sum(results.get() for _ in processes)

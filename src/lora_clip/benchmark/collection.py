@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from lora_clip.errors import ConfigError
+from lora_clip.io.atomic import replaced
+from lora_clip.io.process import cores
 
 RECORD = "collection.json"
 IMAGES_PER_SHARD = 512
@@ -57,7 +58,7 @@ def make(folder: Path, collection: Collection) -> Path:
     record.write_text(json.dumps(wanted))
     missing = [shard for shard in range(collection.shards) if not _path(folder, shard).exists()]
     if missing:
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ProcessPoolExecutor(cores()) as pool:
             made = pool.map(_make_shard, [folder] * len(missing), [collection] * len(missing), missing)
             list(tqdm(made, desc=f"making {collection.images:,} photographs", total=len(missing), unit=" shards"))
     return folder
@@ -70,14 +71,12 @@ def _path(folder: Path, shard: int) -> Path:
 def _make_shard(folder: Path, collection: Collection, shard: int) -> None:
     """One tar, which appears when it is whole."""
     start = shard * IMAGES_PER_SHARD
-    unfinished = folder / f".{shard:05d}.{os.getpid()}"
-    with tarfile.open(unfinished, "w") as tar:
+    with replaced(_path(folder, shard)) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for number in range(start, min(start + IMAGES_PER_SHARD, collection.images)):
             data = photograph(collection, number)
             member = tarfile.TarInfo(f"{number:08d}.jpg")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    unfinished.replace(_path(folder, shard))
 
 
 def photograph(collection: Collection, number: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import torch
 
 from lora_clip.benchmark.loops import POOL
 from lora_clip.benchmark.measure import Pattern
+from lora_clip.io.process import cores
 
-ROOT = Path(__file__).parents[3]
 JOB = "this job"
 
 
@@ -32,13 +31,13 @@ def theirs(material: Material) -> list[Pattern]:
     """The report's variants and the peers; sentence-transformers only where it is installed."""
     gpus = torch.cuda.device_count()
     one, all_ = ("1 GPU", f"{gpus} GPUs" if gpus > 1 else "1 GPU") if gpus else ("CPU", "CPU")
-    cores = f"{len(os.sched_getaffinity(0))} processes"
+    processes = f"{cores()} processes"
     columns = [
         ("one-at-a-time", one, "none"),
         ("batches-one-at-a-time", one, "none"),
         ("thread-pool", all_, f"{POOL} threads"),
         ("thread-pool-of-batches", all_, f"{POOL} threads"),
-        ("data-loader", one, cores),
+        ("data-loader", one, processes),
         ("sentence-transformers", one, "none"),
     ]
     return [
@@ -70,7 +69,7 @@ def ours(material: Material, workers: Sequence[str], overrides: Sequence[str] = 
 
 def _job(material: Material, overrides: Sequence[str], images: int, output: Path) -> list[str]:
     return [
-        *(sys.executable, str(ROOT / "predict.py"), "data=shards", f"data.shards={material.shards}"),
+        *(sys.executable, "-m", "lora_clip", "embed", "data=shards", f"data.shards={material.shards}"),
         *(f"model.base={material.base}", f"model.adapter={material.adapter}"),
         *(f"data.limit={images}", f"output_dir={output}", *overrides),
     ]

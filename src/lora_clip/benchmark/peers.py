@@ -5,7 +5,6 @@ Each loop yields arrays of embeddings (n, D).
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lora_clip.benchmark.loops import adapted, devices, unit
 from lora_clip.benchmark.photographs import Photograph, chunks
+from lora_clip.io.process import cores
 from lora_clip.models.clip import resolve_dtype
 from lora_clip.models.quiet import quiet_transformers
 
@@ -46,8 +46,7 @@ def data_loader(photographs: Sequence[Photograph], base: Path, adapter: Path) ->
     dtype = resolve_dtype("auto", device.type)
     model = adapted(base, adapter).merge_and_unload().to(device, dtype)
     images = _Processed(photographs, CLIPImageProcessor.from_pretrained(base))
-    cores = len(os.sched_getaffinity(0))
-    loader = DataLoader(images, BATCH, num_workers=cores, pin_memory=device.type == "cuda")
+    loader = DataLoader(images, BATCH, num_workers=cores(), pin_memory=device.type == "cuda")
     with torch.inference_mode():
         for pixels_BCHW in loader:
             features = model.get_image_features(pixel_values=pixels_BCHW.to(device, dtype, non_blocking=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from lora_clip.benchmark.patterns import Material, ours, theirs
 from lora_clip.benchmark.photographs import list_photographs
 from lora_clip.benchmark.table import Row, rows
 from lora_clip.errors import ConfigError
+from lora_clip.io.process import cores
 
 REPORT_IMAGES = 29_104
 READ = 16 * 2**20
@@ -31,7 +31,7 @@ READ = 16 * 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: see the arguments of scripts/benchmark.py."""
+    """What to measure: see the arguments of `lora-clip benchmark`."""
 
     shards: Path | None
     random: str
@@ -130,7 +130,7 @@ def extra(plan: Plan, material: Material, images: int, scratch: Path) -> list[st
 def about(images: int, model: str) -> str:
     """The machine and the versions, in a line."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    machine = f"{len(os.sched_getaffinity(0))} cores of {processor()}, {', '.join(gpus) or 'no GPU'}"
+    machine = f"{cores()} cores of {processor()}, {', '.join(gpus) or 'no GPU'}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     return f"{model} over {images:,} images; {machine}; {versions}"
 

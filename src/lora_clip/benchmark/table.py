@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.measure import Timing
-from lora_clip.diagnose.text import align
 from lora_clip.report.charts import Length, lying_bars
+from lora_clip.terminal import align
 
 WHOLE = 1000
 HEADER = (

@@ -1,4 +1,4 @@
-"""What bound a run and what to change, in plain words: a function of the run's figures, and of nothing else."""
+"""The bottleneck of a run and what to change, in plain words: a function of the run's figures, and of nothing else."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ STRAGGLES = 1.25
 """How many times as long as the median one rank may take before it is named."""
 STRAGGLES_SECONDS = 5.0
 OTHERS = 0.15
-"""The share of the cores from which what else runs on the machine is named, and from which it is what bound a CPU."""
-OTHERS_BIND = 0.3
+"""The share of the cores from which what else runs on the machine is named, and from which it is the bottleneck."""
+OTHERS_LIMIT = 0.3
 LARGE_PIXELS = 1_500_000
 LARGE_BATCH = 256
 MEMORY_TO_SPARE = 0.5
 
 
 def diagnose(figures: Figures) -> str:
-    """The verdict, in sentences; empty for a run without images."""
+    """The bottleneck, in sentences; empty for a run without images."""
     if not figures.images:
         return ""
-    parts = (part(figures) for part in (_bound, _idle, _unused, _straggler, _others))
+    parts = (part(figures) for part in (_bottleneck, _idle, _unused, _straggler, _others))
     return ". ".join(part for part in parts if part)
 
 
-def _bound(figures: Figures) -> str:
+def _bottleneck(figures: Figures) -> str:
     if figures.seconds < ENOUGH_SECONDS:
         return (
-            f"too short to say what bound it: {figures.startup:.1f} s until the first batch was through, "
+            f"too short to name a bottleneck: {figures.startup:.1f} s until the first batch was through, "
             f"then {figures.seconds:.1f} s"
         )
     if figures.writing >= BUSY and _held_up(figures) >= BLOCKED:
@@ -50,8 +50,8 @@ def _held_up(figures: Figures) -> float:
 
 def _writing(figures: Figures) -> str:
     return (
-        f"writing bound it: the writer was busy {_percent(figures.writing)} of the time and held the model up for "
-        f"{_percent(_held_up(figures))}; try an output_dir on a faster disk"
+        f"writing was the bottleneck: the writer was busy {_percent(figures.writing)} of the time "
+        f"and held the model up for {_percent(_held_up(figures))}; try an output_dir on a faster disk"
     )
 
 
@@ -70,7 +70,7 @@ def _on_gpu(figures: Figures) -> str:
 
 
 def _forward_on_gpu(figures: Figures) -> str:
-    busy = f"the GPU bound it: it computed {_percent(figures.forward)} of the time"
+    busy = f"the GPU was the bottleneck: it computed {_percent(figures.forward)} of the time"
     if figures.dtype == "float32":
         return f"{busy}, in float32; try model.dtype=bfloat16"
     if figures.batch_size < LARGE_BATCH and not figures.device_memory > MEMORY_TO_SPARE:
@@ -84,14 +84,15 @@ def _handing_over(figures: Figures, waited: str) -> str:
     busy = _percent(figures.reading + figures.decoding)
     advice = f"; try data.batch_size={4 * figures.batch_size}" if figures.batch_size < LARGE_BATCH else ""
     return (
-        f"neither the GPU nor decoding bound it: {waited}, and the workers were busy only {busy}: "
+        f"neither the GPU nor decoding was the bottleneck: {waited}, and the workers were busy only {busy}: "
         f"what lies between, handing batches over, is the limit{advice}"
     )
 
 
 def _reading(figures: Figures, waited: str) -> str:
     return (
-        f"reading bound it: {waited}, and the workers waited for storage {_percent(figures.reading)} of theirs; "
+        f"reading was the bottleneck: {waited}, and the workers waited for storage "
+        f"{_percent(figures.reading)} of theirs; "
         f"try faster storage, or more readers at once: data.num_workers={2 * max(1, figures.workers)}"
     )
 
@@ -100,8 +101,8 @@ def _decoding(figures: Figures, waited: str) -> str:
     decoders = figures.workers * figures.local_ranks
     if figures.workers < (wanted := _workers_wanted(figures)):
         who = f"{decoders} of {figures.cores} cores decode" if figures.workers else "no core but the rank's own decodes"
-        return f"decoding bound it: {waited}; {who}; try data.num_workers={wanted}"
-    return f"the cores bound it: {waited}, with {decoders} workers on {_cores(figures)}; {_lighter(figures)}"
+        return f"decoding was the bottleneck: {waited}; {who}; try data.num_workers={wanted}"
+    return f"the cores were the bottleneck: {waited}, with {decoders} workers on {_cores(figures)}; {_lighter(figures)}"
 
 
 def _workers_wanted(figures: Figures) -> int:
@@ -125,8 +126,8 @@ def _lighter(figures: Figures) -> str:
 
 def _on_cpu(figures: Figures) -> str:
     decoding, forward = _cpu_shares(figures)
-    if _taken(figures) >= OTHERS_BIND:
-        return f"other programs bound it: {_they_took(figures)}, this job kept {_kept(figures)} busy"
+    if _taken(figures) >= OTHERS_LIMIT:
+        return f"other programs were the bottleneck: {_they_took(figures)}, this job kept {_kept(figures)} busy"
     if decoding + forward >= BUSY:
         return _cores_on_cpu(figures, decoding, forward)
     if not figures.workers:
@@ -148,7 +149,8 @@ def _cpu_shares(figures: Figures) -> tuple[float, float]:
 
 
 def _cores_on_cpu(figures: Figures, decoding: float, forward: float) -> str:
-    text = f"the cores bound it: decoding took {_percent(decoding)} of their time, the forward {_percent(forward)}"
+    shares = f"decoding took {_percent(decoding)} of their time, the forward {_percent(forward)}"
+    text = f"the cores were the bottleneck: {shares}"
     if forward > decoding and figures.dtype == "float32" and figures.fast_bfloat16:
         return f"{text}; try model.dtype=bfloat16, which this CPU computes faster"
     help_ = "only more cores or a GPU help" if forward > decoding else _lighter(figures)
@@ -164,7 +166,7 @@ def _taking_turns(figures: Figures) -> str:
 
 def _forward_on_cpu(figures: Figures) -> str:
     used = figures.threads * figures.local_ranks
-    text = f"the forward bound it: it took {_percent(figures.forward)} of the time"
+    text = f"the forward was the bottleneck: it took {_percent(figures.forward)} of the time"
     if used < figures.cores:
         return f"{text}, on {used} of {_cores(figures)}; try OMP_NUM_THREADS={_per_rank(figures)}"
     text = f"{text} and kept {_kept(figures)} busy"
@@ -177,8 +179,8 @@ def _decoding_on_cpu(figures: Figures, waited: str) -> str:
     decoders = figures.workers * figures.local_ranks
     if decoders < figures.cores and figures.reading + figures.decoding >= WORKERS_BUSY:
         who = f"{decoders} of {_cores(figures)} decode"
-        return f"decoding bound it: {waited}; {who}; try data.num_workers={_per_rank(figures)}"
-    return f"decoding bound it: {waited}, while the job kept {_kept(figures)} busy"
+        return f"decoding was the bottleneck: {waited}; {who}; try data.num_workers={_per_rank(figures)}"
+    return f"decoding was the bottleneck: {waited}, while the job kept {_kept(figures)} busy"
 
 
 # --- All ranks -------------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def _per_rank(figures: Figures) -> int:
 
 
 def _others(figures: Figures) -> str:
-    said = figures.seconds < ENOUGH_SECONDS or (figures.device == "cpu" and _taken(figures) >= OTHERS_BIND)
+    said = figures.seconds < ENOUGH_SECONDS or (figures.device == "cpu" and _taken(figures) >= OTHERS_LIMIT)
     return "" if said or not _taken(figures) >= OTHERS else f"other programs: {_they_took(figures)}"
 
 

@@ -1,4 +1,4 @@
-"""The figures of a run, from what its ranks counted: what the verdict is given on, and what the manifest keeps."""
+"""The figures of a run, from what its ranks counted: what the bottleneck is told by, and what the manifest keeps."""
 
 from __future__ import annotations
 

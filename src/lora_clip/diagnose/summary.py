@@ -13,7 +13,6 @@ import torch
 
 from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
-from lora_clip.diagnose.text import align, python
 from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapters import AdapterSummary
@@ -23,6 +22,7 @@ from lora_clip.monitor.progress import Counters, total
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
 from lora_clip.sources.base import count_extensions
+from lora_clip.terminal import align, command
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
@@ -116,12 +116,12 @@ def run_record(
         "decode": settings.decoding,
         "images_by_rank": [int(rank.images) for rank in ranks],
         "by_rank": figures.record(ranks),
-        "verdict": verdict_on(settings, ranks, machine),
+        "bottleneck": bottleneck_of(settings, ranks, machine),
     }
 
 
-def verdict_on(settings: Settings, ranks: Sequence[Counters], machine: Machine | None) -> str:
-    """What bound the run; empty where there was none."""
+def bottleneck_of(settings: Settings, ranks: Sequence[Counters], machine: Machine | None) -> str:
+    """The bottleneck of the run; empty where there was none."""
     if machine is None:
         return ""
     dtype = str(settings.dtype).removeprefix("torch.")
@@ -135,13 +135,13 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     lines.append(f"verified: {counts(verdict)}")
     lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
-    lines += [f"prove:    {python()} scripts/verify.py {root}"]
-    lines += [f'search:   {python()} scripts/search.py {root} "a red apple"']
+    lines += [f"prove:    {command('verify', root.absolute())}"]
+    lines += [f"search:   {command('search', root.absolute(), 'a red apple')}"]
     return "\n".join(lines)
 
 
 def _of_run(run: Mapping[str, Any]) -> list[str]:
-    """How fast it was, each rank's part of it, and what bound it."""
+    """How fast it was, each rank's part of it, and what was the bottleneck."""
     if not run.get("images_per_second"):
         return []
     rate = f"{run['images_per_second']:,.0f} images/s"
@@ -150,7 +150,7 @@ def _of_run(run: Mapping[str, Any]) -> list[str]:
     lines = [f"{run['images']:,} images in {run['wall_seconds']:,.1f} s ({rate})"]
     if len(run["by_rank"]) > 1:
         lines += [f"  {line}" for line in align(rank_table(run["by_rank"]))]
-    return lines + ([f"verdict:  {run['verdict']}"] if run["verdict"] else [])
+    return lines + ([f"{run['bottleneck']}"] if run["bottleneck"] else [])
 
 
 def rank_table(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -14,9 +14,7 @@ from PIL import Image
 from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.pixels.decode import ImageError, decode
-from lora_clip.sources.base import Shard, Source, parse_image_key
-from lora_clip.sources.folder import FolderSource
-from lora_clip.sources.tar import TarSource
+from lora_clip.sources.base import Shard, parse_image_key, source_of
 from lora_clip.types import RawSample, WorkRange
 
 THUMBNAIL_QUALITY = 85
@@ -33,8 +31,7 @@ class Pictures:
     def of(cls, root: Path) -> Self:
         """The pictures of the output in `root`. Raises OutputError where it is none."""
         fingerprint = provenance.require_fingerprint(root)
-        lines = ({key: item for key, item in line.items() if key != "wanted"} for line in provenance.read_inputs(root))
-        shards = map(Shard.from_json, lines)
+        shards = map(Shard.from_json, provenance.read_inputs(root))
         return cls({shard.id: shard for shard in shards}, parse_image_key(fingerprint["image_key"]))
 
     def sample(self, shard: int, position: int) -> RawSample:
@@ -42,10 +39,7 @@ class Pictures:
         if shard not in self.shards:
             raise DataError(f"shard {shard} is not in the input")
         found = self.shards[shard]
-        source: Source = FolderSource(found.path, self.image_keys)
-        if found.files is None:
-            source = TarSource(found.path, self.image_keys)
-        for sample in source.read(found, WorkRange(shard, position, position + 1)):
+        for sample in source_of(found, self.image_keys).read(found, WorkRange(shard, position, position + 1)):
             return sample
         raise DataError(f"{found.path} has no image at position {position} any more")
 

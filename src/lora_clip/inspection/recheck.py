@@ -1,4 +1,4 @@
-"""An output against its input, long after the job: what `scripts/verify.py` does."""
+"""An output against its input, long after the job: what `lora-clip verify` does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict, verify
-from lora_clip.sources.base import Shard, parse_image_key
-from lora_clip.sources.tar import scan
+from lora_clip.sources.base import Shard, parse_image_key, source_of
 
 
 def recheck(root: Path) -> tuple[Verdict, list[str]]:
@@ -31,21 +30,13 @@ def recheck(root: Path) -> tuple[Verdict, list[str]]:
 
 def compare_inputs(records: Sequence[Mapping[str, Any]], image_key: Any) -> tuple[list[str], list[str]]:
     """Problems (an input shard is not what was embedded) and notes (it cannot be read any more)."""
+    image_keys = parse_image_key(image_key)
     problems, notes = [], []
     for line in records:
-        shard = Shard.from_json({key: value for key, value in line.items() if key != "wanted"})
+        shard = Shard.from_json(line)
         try:
-            if changed := _change(shard, image_key):
+            if changed := source_of(shard, image_keys).check(shard):
                 problems.append(f"shard {shard.id}: {shard.path} {changed}")
         except DataError as error:
             notes.append(f"note: {error}; compared with what was recorded of it")
     return problems, notes
-
-
-def _change(shard: Shard, image_key: Any) -> str | None:
-    if shard.files is not None:
-        gone = sum(not Path(shard.path, name).exists() for name in shard.files)
-        return f"has lost {gone} of {shard.images} files" if gone else None
-    now = scan(shard.id, shard.path, parse_image_key(image_key))
-    same = now.digest == shard.digest
-    return None if same else f"has {now.images} images now, or others; {shard.images} were embedded"

@@ -1,4 +1,4 @@
-"""One job at a time in an output directory."""
+"""One job at a time in a folder."""
 
 from __future__ import annotations
 
@@ -7,35 +7,70 @@ import os
 from pathlib import Path
 
 from lora_clip.errors import OutputError
+from lora_clip.io.atomic import storage_error
+
+NAME = ".lock"
 
 
-class OutputLock:
-    """A lock that every rank of a job shares and that no second job can take while one of them lives.
+class FolderLock:
+    """A lock that all processes of a job share and that no second job can take while one of them lives.
 
-    POSIX record locks: released when the process dies, however it dies, and not inherited by DataLoader workers.
+    POSIX record locks on the file `.lock` of the folder: released when the process dies, however it dies, not inherited
+    by processes that it starts, and the process's as a whole: releasing one of two lets go of both.
+
+    Raises StorageError where the file cannot be made.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self._descriptor = self._open()
 
-    def claim(self) -> None:
-        """Make sure that no other job's rank is alive, then share. Raises OutputError if one is."""
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+
+    def claim(self, insist: bool = True) -> None:
+        """Make sure that no process of another job is alive. Raises OutputError if one is.
+
+        A file system without locks is an OutputError too, unless the caller does not `insist`.
+        """
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise OutputError(
-                f"another job is writing to {self.root}: wait for it or stop it, or give this one its own output_dir"
+                f"another job is writing to {self.folder}: wait for it or stop it, or name another folder for this one"
             ) from error
         except OSError as error:
-            raise OutputError(
-                f"{self.root} is on a file system without locks ({error.strerror}): use another one"
-            ) from error
+            if insist:
+                raise OutputError(
+                    f"{self.folder} is on a file system without locks ({error.strerror}): use another one"
+                ) from error
+        if not self._is_current():
+            self._reopen()
+            self.claim(insist)
 
     def share(self) -> None:
-        """Hold the lock together with the other ranks, until this process ends."""
+        """Hold the lock together with the job's other processes, until this one ends."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_SH)
 
-    def release(self) -> None:
-        """Let go, so that the directory can be removed or used by another job of this process."""
+    def release(self, remove: bool = False) -> None:
+        """Let go, so that the folder can be removed or used by another job of this process.
+
+        With `remove` the file goes too: for a holder whose job is done and that has claimed the lock, not shared it.
+        """
+        if remove:
+            self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+    def _is_current(self) -> bool:
+        """Whether the file is still the folder's, and not one that its last holder has removed."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _reopen(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = self._open()

@@ -1,8 +1,17 @@
-"""What this process may use of its machine."""
+"""What this process may use of its machine, and that it does not outlive its parent."""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
+import signal
+import sys
+import threading
+import time
+
+DEATH_SIGNAL_OPTION = 1  # PR_SET_PDEATHSIG of prctl(2)
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def cores() -> int:
@@ -19,3 +28,25 @@ def node_cores(ranks: int) -> int:
     own = cores()
     bound = own < int(os.environ.get("SLURM_CPUS_ON_NODE", 0))
     return own * ranks if bound else own
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however that happens: at once on Linux, elsewhere soon after.
+
+    PyTorch's watch in its workers, and that of a process pool, wait for ever where a full pipe or a lost lock holds
+    them. Linux counts the thread that started this process as its parent: it must live as long as this one is wanted.
+    """
+    known = multiprocessing.parent_process()
+    parent = os.getppid() if known is None else known.pid
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL_OPTION, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before the kernel was asked
+            os._exit(1)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int | None) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)

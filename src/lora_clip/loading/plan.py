@@ -53,6 +53,21 @@ def _where(source: Source) -> str:
 
 
 @dataclass(frozen=True)
+class RankPlan:
+    """What one rank does: `shares[worker]` is a list of ranges, and the shards are those that they read.
+
+    `targets` counts the wanted positions of each shard; `local` names the shards that this rank can finish alone;
+    `images` is how many the whole run embeds.
+    """
+
+    shards: Mapping[int, Shard]
+    targets: Mapping[int, int]
+    shares: Sequence[Sequence[WorkRange]]
+    local: frozenset[int]
+    images: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What this run does: the work ranges of every worker of every rank, and the shards that they read.
 
@@ -69,6 +84,16 @@ class Plan:
     def images(self) -> int:
         """How many images this run embeds."""
         return sum(work.stop - work.start for rank in self.shares for worker in rank for work in worker)
+
+    def by_rank(self) -> list[RankPlan]:
+        """Every rank's share, which is all that is sent to it: the names of a large folder's files are gigabytes."""
+        return [self._share(shares) for shares in self.shares]
+
+    def _share(self, shares: Sequence[Sequence[WorkRange]]) -> RankPlan:
+        ids = sorted({work.shard for worker in shares for work in worker})
+        shards = {id_: self.shards[id_] for id_ in ids}
+        targets = {id_: self.targets[id_] for id_ in ids}
+        return RankPlan(shards, targets, shares, self.local.intersection(ids), self.images)
 
 
 def make_plan(

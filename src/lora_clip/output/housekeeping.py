@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 
-from lora_clip.io.atomic import make_folder, storage_error, sync_folder
+from lora_clip.io.atomic import leftovers, make_folder, storage_error, sync_folder
 from lora_clip.output.layout import COMMIT_ORDER, SUFFIXES, Layout
 from lora_clip.output.ledger import CommittedRange, covers, prefix, work_of
 from lora_clip.output.snapshot import Snapshot
@@ -64,15 +63,16 @@ def _orphans(now: Snapshot) -> list[Path]:
     """Files of ours that nothing accounts for: of a commit that was cut off, or temporary."""
     root = now.layout.root
     claimed = {
-        now.locate(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
+        now.place(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
     }
-    ours = [root / kind / name for kind in SUFFIXES for name in now.names[kind] if _is_ours(kind, name)]
-    ranges = [root / "parts" / name for name in now.names["parts"] if fnmatch(name, "*_*.*")]
-    return [path for path in (*ours, *ranges, *root.glob(".*.tmp")) if path not in claimed]
+    ours = {(folder, name) for folder, names in now.files.items() for name in names if _is_ours(folder, name)}
+    return [*(root / folder / name for folder, name in sorted(ours - claimed)), *leftovers(root)]
 
 
-def _is_ours(kind: str, name: str) -> bool:
-    return fnmatch(name, f"{kind}_*.{SUFFIXES[kind]}")
+def _is_ours(folder: str, name: str) -> bool:
+    if folder == "parts":
+        return "_" in name
+    return name.startswith(f"{folder}_") and name.endswith(f".{SUFFIXES[folder]}")
 
 
 def assemble_finished(store: Store, targets: Mapping[int, int], before: Snapshot | None = None) -> Snapshot:
@@ -100,7 +100,7 @@ def clear(store: Store) -> None:
     """Delete everything this program wrote into the directory, and nothing else."""
     for folder in FOLDERS:
         shutil.rmtree(store.root / folder, ignore_errors=True)
-    for path in store.root.glob(".*.tmp"):
+    for path in leftovers(store.root):
         path.unlink()
     for name in FILES:
         (store.root / name).unlink(missing_ok=True)

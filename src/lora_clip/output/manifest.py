@@ -61,4 +61,6 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
         return None
     manifest: dict[str, Any] = json.loads(path.read_text())
     check_format(path, manifest.get("format"))
+    if "verdict" in (run := manifest.get("run") or {}):
+        run["bottleneck"] = run.pop("verdict")  # as format 1 called it
     return manifest

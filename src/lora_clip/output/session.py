@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import storage_error
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.output.housekeeping import assemble_finished, clear, recover
 from lora_clip.output.layout import SUFFIXES
@@ -34,7 +34,7 @@ class OutputSession:
         self.store = Store(root)
         self.snapshot = Snapshot(self.store, (), {})
         self._proven: Mapping[int, CommittedRange] = {}
-        self._lock: OutputLock | None = None
+        self._lock: FolderLock | None = None
         self._created: list[Path] = []
         self._begun = False
 
@@ -50,10 +50,7 @@ class OutputSession:
         return self
 
     def _claim(self) -> None:
-        try:
-            self._lock = OutputLock(self.root)
-        except OSError as error:
-            raise storage_error(self.root, error) from error
+        self._lock = FolderLock(self.root)
         self._lock.claim()
 
     def _refuse_untrusted(self) -> None:

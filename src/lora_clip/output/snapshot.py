@@ -14,14 +14,15 @@ from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, prefix, pr
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The ledger's `lines` and the names of the files in each folder (`names`), as they were when it was taken.
+    """The ledger's `lines`, and what lies in each folder by name (`files`), as it was when it was taken.
 
-    A listing of four folders takes the place of a question a file, which network file systems answer slowly.
+    A listing of four folders takes the place of a question a file, which network file systems answer slowly; and no
+    Path is made of a name that nobody opens, which at a hundred thousand shards takes longer than all else.
     """
 
     layout: Layout
     lines: Sequence[CommittedRange]
-    names: Mapping[str, frozenset[str]]
+    files: Mapping[str, Mapping[str, os.DirEntry[str]]]
 
     @cached_property
     def committed(self) -> dict[int, list[CommittedRange]]:
@@ -39,15 +40,24 @@ class Snapshot:
 
     def locate(self, kind: str, entry: CommittedRange) -> Path:
         """Where a committed range's file of a kind is; a finished shard may have been taken back into `parts/`."""
+        return self.layout.root.joinpath(*self.place(kind, entry))
+
+    def place(self, kind: str, entry: CommittedRange) -> tuple[str, str]:
+        """The same as a folder below the root and a name in it."""
         if entry.final and not self._in_parts(kind, entry):
-            return self.layout.path(kind, entry.shard)
-        return self.layout.range_path(kind, work_of(entry))
+            return kind, file_name(kind, entry.shard)
+        return "parts", range_name(kind, work_of(entry))
+
+    def size(self, kind: str, entry: CommittedRange) -> int:
+        """The bytes of a committed range's file. Raises OSError where it has gone since."""
+        folder, name = self.place(kind, entry)
+        return self.files[folder][name].stat().st_size
 
     def gone(self, shard: int) -> list[str]:
         """The files of a finished shard that the ledger tells of and that are not there."""
         finals = [entry for entry in self._told.get(shard, []) if entry.final]
         return [
-            str(self.locate(kind, entry).relative_to(self.layout.root))
+            "/".join(self.place(kind, entry))
             for entry in finals
             for kind in entry.checksums
             if not self._is_there(kind, entry)
@@ -61,18 +71,18 @@ class Snapshot:
         return not any(self._in_parts(kind, entry) for kind in entry.checksums)
 
     def _is_there(self, kind: str, entry: CommittedRange) -> bool:
-        return self._in_parts(kind, entry) or (entry.final and file_name(kind, entry.shard) in self.names[kind])
+        return self._in_parts(kind, entry) or (entry.final and file_name(kind, entry.shard) in self.files[kind])
 
     def _in_parts(self, kind: str, entry: CommittedRange) -> bool:
         # nearly always empty: no name is made up for each of a million files to find that out
-        return bool(self.names["parts"]) and range_name(kind, work_of(entry)) in self.names["parts"]
+        return bool(self.files["parts"]) and range_name(kind, work_of(entry)) in self.files["parts"]
 
 
 def take_snapshot(layout: Layout, ledger: Ledger) -> Snapshot:
     """The output as it is now; of the ledger only what was appended since `ledger` last read it is parsed."""
     lines = ledger.ranges()  # before the folders: a file is there before its line
-    return Snapshot(layout, lines, {name: _names(layout.root / name) for name in (*SUFFIXES, "parts")})
+    return Snapshot(layout, lines, {name: _list(layout.root / name) for name in (*SUFFIXES, "parts")})
 
 
-def _names(folder: Path) -> frozenset[str]:
-    return frozenset(entry.name for entry in os.scandir(folder)) if folder.is_dir() else frozenset()
+def _list(folder: Path) -> dict[str, os.DirEntry[str]]:
+    return {entry.name: entry for entry in os.scandir(folder)} if folder.is_dir() else {}

@@ -6,9 +6,7 @@ holds the ranges of shards that are not complete yet, so the final folders hold 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from lora_clip.io.atomic import make_folder, storage_error, sync_folder, write_durably
+from lora_clip.io.atomic import make_folder, replace_together, storage_error
 from lora_clip.output.layout import COMMIT_ORDER, Layout
 from lora_clip.output.ledger import CommittedRange, Ledger, work_of
 from lora_clip.output.snapshot import Snapshot, take_snapshot
@@ -99,28 +97,15 @@ class Store(Layout):
             raise storage_error(self.parts, error) from error
 
     def _commit_files(self, targets: Mapping[str, Path], writers: Mapping[str, Write]) -> _Written:
-        """Write a range's files under temporary names, make them durable, and only then rename them.
-
-        The renames follow one another at once, in COMMIT_ORDER, `img_emb` last.
-        """
-        temporaries = {kind: self.parts / f"{target.name}.{os.getpid()}.tmp" for kind, target in targets.items()}
-        written, target = _Written({}, {}), self.root
+        """Put a range's files in place together, in COMMIT_ORDER: who sees an .npy sees its .parquet."""
         try:
-            make_folder(self.parts)
-            for kind, target in targets.items():
-                make_folder(target.parent)
-                written.checksums[kind] = write_durably(temporaries[kind], writers[kind])
-                written.sizes[kind] = temporaries[kind].stat().st_size
-            for kind, target in targets.items():
-                temporaries[kind].replace(target)
-            for folder in {target.parent for target in targets.values()}:
-                sync_folder(folder)
+            for folder in (self.parts, *(target.parent for target in targets.values())):
+                make_folder(folder)
         except OSError as error:
-            for temporary in temporaries.values():
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-            raise storage_error(target, error) from error
-        return written
+            raise storage_error(self.root, error) from error
+        written = replace_together({target: writers[kind] for kind, target in targets.items()}, self.parts)
+        found = dict(zip(targets, written, strict=True))
+        return _Written({kind: f.sha256 for kind, f in found.items()}, {kind: f.size for kind, f in found.items()})
 
     def _commit_line(
         self, rank: int, work: WorkRange, counts: tuple[int, int], written: _Written, final: bool, seconds: float

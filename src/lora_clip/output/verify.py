@@ -84,8 +84,7 @@ def _unfinished(now: Snapshot, shard: int, target: int) -> str:
 
 
 def _check_presence(now: Snapshot, entry: CommittedRange, verdict: Verdict) -> Iterator[str]:
-    sizes = {kind: now.locate(kind, entry).stat().st_size for kind in entry.sizes}
-    if changed := [kind for kind, size in sizes.items() if size != entry.sizes[kind]]:
+    if changed := [kind for kind, size in entry.sizes.items() if now.size(kind, entry) != size]:
         yield f"shard {entry.shard}: {', '.join(changed)} changed since it was written (its size differs)"
     elif entry.rows and verdict.width is None:
         # one header of all: what the others hold was compared when they were proven
@@ -153,5 +152,5 @@ def _unexpected(now: Snapshot) -> Iterator[str]:
     """Files that a reader would take for embeddings and that nothing accounts for."""
     for kind in SUFFIXES:
         known = {file_name(kind, shard) for shard, entry in now.finished.items() if kind in entry.checksums}
-        for name in sorted(now.names[kind] - known):
+        for name in sorted(now.files[kind].keys() - known):
             yield f"{kind}/{name} is not accounted for by the ledger"

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lora_clip.errors import TooManyRejectsError
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.store import Store
 from lora_clip.output.tables import is_unit, norms
@@ -131,13 +131,13 @@ class EmbeddingWriter(BasePredictionWriter):
         self._queue: queue.Queue[tuple[EmbeddedBatch, torch.cuda.Event | None] | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._lock: OutputLock | None = None
+        self._lock: FolderLock | None = None
         self.busy_seconds = 0.0
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Share the directory's lock and start the writing thread."""
         plan = trainer.datamodule.plan  # type: ignore[attr-defined]
-        self._lock = OutputLock(self.output_dir)
+        self._lock = FolderLock(self.output_dir)
         self._lock.share()
         committer = RangeCommitter(
             Store(self.output_dir),

@@ -1,8 +1,8 @@
 """Charts as SVG: the one place that draws, so that all charts look the same, on pages and in files of their own.
 
-A chart is a tree of elements, never text put together: nothing from the data can become markup. The pieces come first
-(a frame with its axis, bars, lines, points, marks, a legend), then the charts that are made of them. Lengths are in
-the units of the drawing, which are pixels where it is shown at its own size.
+A chart is a tree of elements, never text put together: nothing from the data can become markup. First stands what all
+charts are made of (a frame with its axis, bars, lines, points, marks, a legend), then the charts. Lengths are in the
+units of the drawing, which are pixels where it is shown at its own size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_clip.report.pages import WEB
 
-Part = ElementTree.Element
+Element = ElementTree.Element
 COLOURS = 8
 LEFT, RIGHT, TOP, PANEL, GAP, BELOW = 64, 24, 46, 150, 66, 26
 """Room at the left for the figures of an axis, at the right, above the first of some panels; a panel's height, the room
@@ -38,7 +38,7 @@ class Chart:
     height: float
     title: str
     described: str
-    parts: Sequence[Part]
+    elements: Sequence[Element]
 
     def __html__(self) -> str:
         """The chart as an element of a page, which has the style; templates take it as markup by this name."""
@@ -46,15 +46,16 @@ class Chart:
 
     def document(self) -> str:
         """The chart as a file of its own, with its style and its ground."""
-        ground = part("rect", class_="ground", width=self.width, height=self.height)
-        root = self._root(part("style", own_style()), ground, width=self.width, height=self.height)
+        ground = element("rect", class_="ground", width=self.width, height=self.height)
+        root = self._root(element("style", own_style()), ground, width=self.width, height=self.height)
         ElementTree.indent(root, "")
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
-    def _root(self, *before: Part, **more: float) -> Part:
-        words = part("title", self.title), part("desc", self.described)
+    def _root(self, *before: Element, **more: float) -> Element:
+        words = element("title", self.title), element("desc", self.described)
         named = {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "class_": "chart"}
-        return part("svg", *words, *before, *self.parts, viewBox=f"0 0 {self.width:g} {self.height:g}", **named, **more)
+        box = f"0 0 {self.width:g} {self.height:g}"
+        return element("svg", *words, *before, *self.elements, viewBox=box, **named, **more)
 
 
 def own_style() -> str:
@@ -69,12 +70,13 @@ def _coloured(rules: str, colours: str) -> str:
     return re.sub(r"var\((--[\w-]+)\)", lambda name: known[name[1]], rules)
 
 
-# --- Pieces ----------------------------------------------------------------------------------------------------------
+# --- What charts are made of ------------------------------------------------------------------------------------------
 
 
-def part(name: str, *inside: Part | str, **attributes: str | float) -> Part:
+def element(name: str, *inside: Element | str, **attributes: str | float) -> Element:
     """An element with what is inside it; numbers to a tenth, what XML has no characters for as U+FFFD."""
-    made = ElementTree.Element(name, {_spelt(key): _written(value) for key, value in attributes.items()})
+    known = {_spelt(key): _written(value) for key, value in attributes.items() if value != ""}
+    made = ElementTree.Element(name, known)
     for child in inside:
         if isinstance(child, str):
             made.text = NOT_XML.sub("\ufffd", child)
@@ -117,47 +119,47 @@ def panel_frame(number: int, width: float, values: Iterable[float]) -> Frame:
     return Frame(LEFT, width - RIGHT, top, top + PANEL, nice_ceiling(max(values, default=0.0)))
 
 
-def axis(frame: Frame, form: str) -> Iterator[Part]:
+def axis(frame: Frame, form: str) -> Iterator[Element]:
     """Lines at the quarters of a frame, each with its figure."""
     for quarter in range(5):
         value = frame.most * quarter / 4
         y = frame.y(value)
-        yield part("line", class_="grid", x1=frame.left, x2=frame.right, y1=y, y2=y)
+        yield element("line", class_="grid", x1=frame.left, x2=frame.right, y1=y, y2=y)
         yield label(frame.left - 8, y + 4, form.format(value), "faint", "end")
 
 
-def label(x: float, y: float, text: str, style: str = "", anchor: str = "middle") -> Part:
+def label(x: float, y: float, text: str, style: str = "", anchor: str = "middle") -> Element:
     """A line of text."""
-    return part("text", text, x=x, y=y, class_=style, text_anchor=anchor)
+    return element("text", text, x=x, y=y, class_=style, text_anchor=anchor)
 
 
-def rectangle(x: float, y: float, width: float, height: float, style: str, told: str) -> Part:
+def rectangle(x: float, y: float, width: float, height: float, style: str, told: str) -> Element:
     """A rectangle that says what it stands for where a mouse points at it."""
-    return part("rect", part("title", told), class_=style, x=x, y=y, width=width, height=height)
+    return element("rect", element("title", told), class_=style, x=x, y=y, width=width, height=height)
 
 
-def bar(frame: Frame, left: float, width: float, value: float, style: str, told: str) -> Part:
+def bar(frame: Frame, left: float, width: float, value: float, style: str, told: str) -> Element:
     """A bar that stands on the floor of a frame."""
     return rectangle(left, frame.y(value), width, frame.floor - frame.y(value), style, told)
 
 
-def line(points: Iterable[tuple[float, float]], style: str, told: str) -> Part:
+def line(points: Iterable[tuple[float, float]], style: str, told: str) -> Element:
     """A line through points."""
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return part("polyline", part("title", told), class_=style, points=joined)
+    return element("polyline", element("title", told), class_=style, points=joined)
 
 
-def point(x: float, y: float, radius: float, style: str) -> Part:
+def point(x: float, y: float, radius: float, style: str) -> Element:
     """A dot, or a ring by its style."""
-    return part("circle", class_=style, cx=x, cy=y, r=radius)
+    return element("circle", class_=style, cx=x, cy=y, r=radius)
 
 
-def cross(x: float, y: float) -> Part:
+def cross(x: float, y: float) -> Element:
     """The mark of a thing that has no value."""
-    return part("path", class_="cross", d=f"M{x - 6:.1f},{y - 6:.1f}l12,12m-12,0l12,-12")
+    return element("path", class_="cross", d=f"M{x - 6:.1f},{y - 6:.1f}l12,12m-12,0l12,-12")
 
 
-def legend(left: float, y: float, names: Iterable[tuple[str, int]]) -> Iterator[Part]:
+def legend(left: float, y: float, names: Iterable[tuple[str, int]]) -> Iterator[Element]:
     """Names in a line, each after the colour that it goes with."""
     for name, colour in names:
         yield rectangle(left, y - 10, 11, 11, f"c{colour}", name)
@@ -216,17 +218,17 @@ def over_time(title: str, described: str, panels: Sequence[Panel], seconds: floa
     """Panels over one axis of time; lines of one number belong together and have one colour in all panels."""
     names = [series.name for series in panels[0].series]
     height = TOP + len(panels) * (PANEL + GAP) - GAP + BELOW
-    parts = [part for number, panel in enumerate(panels) for part in _lines(number, panel, seconds, width)]
+    elements = [drawn for number, panel in enumerate(panels) for drawn in _lines(number, panel, seconds, width)]
     if len(names) > 1:
         height += LINE + 8
-        parts += legend(LEFT, height - 8, [(name, at) for at, name in enumerate(names[:COLOURS])])
+        elements += legend(LEFT, height - 8, [(name, at) for at, name in enumerate(names[:COLOURS])])
     if len(names) > COLOURS:
         more = f"and {len(names) - COLOURS} more, in the same colours"
-        parts.append(label(width - RIGHT, height - 8, more, "faint", "end"))
-    return Chart(width, height, title, described, parts)
+        elements.append(label(width - RIGHT, height - 8, more, "faint", "end"))
+    return Chart(width, height, title, described, elements)
 
 
-def _lines(number: int, panel: Panel, seconds: float, width: float) -> Iterator[Part]:
+def _lines(number: int, panel: Panel, seconds: float, width: float) -> Iterator[Element]:
     frame = panel_frame(number, width, (y for series in panel.series for _, y in series.points))
     yield label(frame.left, frame.top - 20, panel.title, "head", "start")
     yield from axis(frame, panel.form)
@@ -271,26 +273,25 @@ def side_by_side(
     width = LEFT + RIGHT + STEP * max(3, len(columns))
     floor = TOP + len(panels) * (PANEL + GAP) - GAP
     height = floor + 45 + LINE * max(len(column.lines) for column in columns)
-    parts = [part for at, name in enumerate(panels) for part in _points(at, name, columns, width, joined)]
-    parts += (_column_name(column, _middle(at), floor + BELOW) for at, column in enumerate(columns))
-    parts.append(label((LEFT + width - RIGHT) / 2, height - 12, across, "faint"))
-    return Chart(width, height, title, described, parts)
+    elements = [drawn for at, name in enumerate(panels) for drawn in _points(at, name, columns, width, joined)]
+    elements += (_column_name(column, _middle(at), floor + BELOW) for at, column in enumerate(columns))
+    elements.append(label((LEFT + width - RIGHT) / 2, height - 12, across, "faint"))
+    return Chart(width, height, title, described, elements)
 
 
-def _points(number: int, title: str, columns: Sequence[Column], width: float, joined: bool) -> Iterator[Part]:
+def _points(number: int, title: str, columns: Sequence[Column], width: float, joined: bool) -> Iterator[Element]:
     values = [column.values[number] for column in columns]
     frame, style = panel_frame(number, width, (value or 0.0 for value in values)), f"c{number}"
     yield label(frame.left, frame.top - 20, title, "head", "start")
     yield from axis(frame, "{:,.6g}")
     if joined:
-        yield line(
-            ((_middle(at), frame.y(value)) for at, value in enumerate(values) if value is not None), style, title
-        )
+        known = ((_middle(at), frame.y(value)) for at, value in enumerate(values) if value is not None)
+        yield line(known, style, title)
     for at, (column, value) in enumerate(zip(columns, values, strict=True)):
         yield from _mark(column, value, _middle(at), frame.y(value or 0.0), style)
 
 
-def _mark(column: Column, value: float | None, x: float, y: float, style: str) -> Iterator[Part]:
+def _mark(column: Column, value: float | None, x: float, y: float, style: str) -> Iterator[Element]:
     """A dot with its value, ringed if it is the best; a cross on the floor for a column without one."""
     if value is None:
         yield cross(x, y)
@@ -302,11 +303,11 @@ def _mark(column: Column, value: float | None, x: float, y: float, style: str) -
     yield label(x, y - 12, f"{value:,.0f}", "head" if column.best else "")
 
 
-def _column_name(column: Column, x: float, y: float) -> Part:
+def _column_name(column: Column, x: float, y: float) -> Element:
     """A column's name, whole where a mouse points at it."""
-    spans = (part("tspan", text, x=x, dy=LINE if at else 0) for at, text in enumerate(column.lines))
+    spans = (element("tspan", text, x=x, dy=LINE if at else 0) for at, text in enumerate(column.lines))
     style = "head" if column.best else ""
-    return part("text", part("title", column.name), *spans, x=x, y=y, class_=style, text_anchor="middle")
+    return element("text", element("title", column.name), *spans, x=x, y=y, class_=style, text_anchor="middle")
 
 
 def _middle(column: int) -> float:
@@ -322,8 +323,6 @@ BINS = 40
 """At most."""
 NARROWEST = 1e-3
 """The least width of a histogram: below it rounding would look like spread."""
-
-
 Group = tuple[str, *tuple[float, ...]]
 """A name, and a share for each kind of bar."""
 
@@ -335,23 +334,24 @@ class Kind(NamedTuple):
     colour: int
 
 
-def shares(
-    title: str, groups: Sequence[tuple[str, *tuple[float, ...]]], kinds: Sequence[Kind] = (Kind("", 0),)
-) -> Chart:
+ONE_KIND = (Kind("", 0),)
+
+
+def shares(title: str, groups: Sequence[Group], kinds: Sequence[Kind] = ONE_KIND) -> Chart:
     """A group of bars for each name, of shares from 0 to 1: a bar for each kind."""
     frame = BARE._replace(most=min(1.0, nice_ceiling(max(share for _, *group in groups for share in group))))
     height, wide = BARS_HEIGHT, frame.width / len(groups)
-    parts = [*axis(frame, "{:.0%}"), _across(frame, title)]
+    elements = [*axis(frame, "{:.0%}"), _across(frame, title)]
     for at, (name, *group) in enumerate(groups):
-        parts += _group(frame, frame.left + wide * (at + 0.1), wide * 0.8, name, zip(group, kinds, strict=True))
+        elements += _group(frame, frame.left + wide * (at + 0.1), wide * 0.8, name, zip(group, kinds, strict=True))
     if len(kinds) > 1:
         height += LINE + 8
-        parts += legend(LEFT, height - 8, kinds)
+        elements += legend(LEFT, height - 8, kinds)
     told = "; ".join(f"{name}: {' and '.join(f'{share:.3f}' for share in group)}" for name, *group in groups)
-    return Chart(BARS_WIDTH, height, title, told, parts)
+    return Chart(BARS_WIDTH, height, title, told, elements)
 
 
-def _group(frame: Frame, left: float, wide: float, name: str, bars: Iterable[tuple[float, Kind]]) -> Iterator[Part]:
+def _group(frame: Frame, left: float, wide: float, name: str, bars: Iterable[tuple[float, Kind]]) -> Iterator[Element]:
     known = list(bars)
     each = wide / len(known)
     for at, (share, kind) in enumerate(known):
@@ -365,13 +365,13 @@ def histogram(title: str, values_N: np.ndarray) -> Chart:
     first, step, counts = round_bins(values_N)
     frame = BARE._replace(most=nice_ceiling(max(counts)))
     wide = frame.width / len(counts)
-    parts = [*axis(frame, "{:,.6g}"), _across(frame, title)]
+    elements = [*axis(frame, "{:,.6g}"), _across(frame, title)]
     for at, count in enumerate(counts):
         told = f"{(first + at) * step:.4g} to {(first + at + 1) * step:.4g}: {count:,}"
-        parts += [bar(frame, frame.left + at * wide, wide - 1, count, "c0", told)] if count else []
+        elements += [bar(frame, frame.left + at * wide, wide - 1, count, "c0", told)] if count else []
     for at in range(-first % 5, len(counts) + 1, 5):
-        parts.append(label(frame.left + at * wide, frame.floor + 18, f"{(first + at) * step:.4g}"))
-    return Chart(BARS_WIDTH, BARS_HEIGHT, title, f"median {np.median(values_N):.3f}, of {len(values_N):,}", parts)
+        elements.append(label(frame.left + at * wide, frame.floor + 18, f"{(first + at) * step:.4g}"))
+    return Chart(BARS_WIDTH, BARS_HEIGHT, title, f"median {np.median(values_N):.3f}, of {len(values_N):,}", elements)
 
 
 def round_bins(values_N: np.ndarray) -> tuple[int, float, list[int]]:
@@ -385,7 +385,7 @@ def round_bins(values_N: np.ndarray) -> tuple[int, float, list[int]]:
     return first, step, counts.tolist()
 
 
-def _across(frame: Frame, title: str) -> Part:
+def _across(frame: Frame, title: str) -> Element:
     return label((frame.left + frame.right) / 2, BARS_HEIGHT - 6, title, "faint")
 
 
@@ -402,13 +402,13 @@ def lying_bars(title: str, described: str, lengths: Sequence[Length]) -> Chart:
     """A bar below the other, each with its name before and its value behind it."""
     names, longest_bar, row = 380, 420, 26
     most = max(length.value for length in lengths) or 1.0
-    parts = [label(14, 26, title, "head", "start")]
+    elements = [label(14, 26, title, "head", "start")]
     for at, (name, value, told, pale) in enumerate(lengths):
         y, long = TOP + row * at, max(1.0, longest_bar * value / most)
-        parts.append(label(names - 10, y + 16, name, anchor="end"))
-        parts.append(rectangle(names, y + 4, long, row - 8, "c0 pale" if pale else "c0", f"{name}: {told}"))
-        parts.append(label(names + long + 6, y + 16, told, anchor="start"))
-    return Chart(names + longest_bar + 110, TOP + row * len(lengths) + 14, title, described, parts)
+        elements.append(label(names - 10, y + 16, name, anchor="end"))
+        elements.append(rectangle(names, y + 4, long, row - 8, "c0 pale" if pale else "c0", f"{name}: {told}"))
+        elements.append(label(names + long + 6, y + 16, told, anchor="start"))
+    return Chart(names + longest_bar + 110, TOP + row * len(lengths) + 14, title, described, elements)
 
 
 # --- Points on a plane -----------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def scatter(
     return Chart(*size, title, described, [*dots, *map(_image, pictures)])
 
 
-def _image(picture: Picture) -> Part:
+def _image(picture: Picture) -> Element:
     x, y = (middle - picture.side / 2 for middle in (picture.x, picture.y))
-    name = part("title", picture.name)
-    return part("image", name, x=x, y=y, width=picture.side, height=picture.side, href=picture.address)
+    name = element("title", picture.name)
+    return element("image", name, x=x, y=y, width=picture.side, height=picture.side, href=picture.address)

@@ -20,7 +20,7 @@ from lora_clip.report.map import EmbeddingMap, embedding_map
 from lora_clip.report.pages import Thumbnail, render
 from lora_clip.report.timeline import Clock, clocks, read_timelines, timeline
 
-SHOWN_ABOVE = ("verdict", "by_rank", "images_by_rank")
+SHOWN_ABOVE = ("bottleneck", "by_rank", "images_by_rank")
 Lines = Sequence[tuple[str, Any]]
 
 
@@ -76,7 +76,7 @@ def run_page(root: Path) -> RunPage:
         title=root.resolve().name,
         model=describe_model(manifest),
         figures=_figures(manifest),
-        bottleneck=run["verdict"],
+        bottleneck=run["bottleneck"],
         over_time=timeline(read_timelines(root)),
         clocks=clocks(run),
         columns=rank_table(run["by_rank"])[0],

@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
-from lora_clip.errors import ConfigError, OutputError
-from lora_clip.io.atomic import make_folder, storage_error, sync_folder, write_text
+from lora_clip import extras
+from lora_clip.errors import ConfigError, OutputError, StorageError
+from lora_clip.io.atomic import make_folder, replaced, storage_error, write_text
 from lora_clip.output import provenance
 from lora_clip.output.rows import ROWS_AT_ONCE, Block, Rows
 from lora_clip.search.exact import NO_ROW, best, nearest
@@ -92,12 +91,20 @@ class Index:
 
 def widen(index: Any, factory: str, wanted: int) -> None:
     """Let an approximate index look far enough to find that many."""
-    parameters = faiss.ParameterSpace()
+    parameters = _faiss().ParameterSpace()
     if "HNSW" in factory.partition(",")[0]:
         parameters.set_index_parameter(index, "efSearch", max(128, 2 * wanted))
     if "IVF" in factory:
         lists = int(factory.partition("IVF")[2].partition(",")[0].partition("_")[0])
         parameters.set_index_parameter(index, "nprobe", max(8, lists // 64))
+
+
+def _faiss() -> Any:
+    """FAISS, which nothing but an index needs. Raises ConfigError where it is not installed."""
+    extras.require(extras.SEARCH, "faiss")
+    import faiss
+
+    return faiss
 
 
 # --- Build -------------------------------------------------------------------------------------------------------
@@ -109,6 +116,7 @@ def build_index(root: Path, factory: str | None = None) -> tuple[IndexRecord, in
     It is built anew where it is of another kind than wanted or where rows that it holds have changed.
     Raises OutputError, StorageError, or ConfigError for a factory string that FAISS does not take.
     """
+    extras.require(extras.SEARCH, "faiss")
     started = time.monotonic()
     rows = Rows(root)
     wanted = factory or factory_for(len(rows), rows.width)
@@ -155,6 +163,7 @@ def digest(block: Block, count: int) -> str:
 
 def make(factory: str, rows: Rows) -> Any:
     """An empty index that takes ids, trained on a sample where its kind needs that. Raises ConfigError."""
+    faiss = _faiss()
     try:
         index: Any = faiss.index_factory(rows.width, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
@@ -231,9 +240,11 @@ def read_record(root: Path) -> IndexRecord | None:
 
 
 def open_index(root: Path, rows: Rows) -> Index | None:
-    """The index of an output, or None where there is none or where it does not hold exactly the output's rows."""
+    """The index of an output, or None where there is none, where it does not hold exactly the output's rows, and where
+    FAISS is not installed: searching is then slower, and finds as much.
+    """
     found = read_record(root)
-    if found is None or found.fingerprint != fingerprint_digest(root):
+    if found is None or not extras.installed("faiss") or found.fingerprint != fingerprint_digest(root):
         return None
     current = {str(shard): block.checksum for shard, block in rows.blocks.items()}
     if current != {shard: known["file"] for shard, known in found.shards.items()}:
@@ -244,7 +255,7 @@ def open_index(root: Path, rows: Rows) -> Index | None:
 def _load(root: Path, found: IndexRecord) -> Any:
     path = root / "index" / found.file
     try:
-        return faiss.read_index(str(path))
+        return _faiss().read_index(str(path))
     except RuntimeError as error:
         raise OutputError(f"{path} cannot be read; delete {path.parent} and index again") from error
 
@@ -252,18 +263,15 @@ def _load(root: Path, found: IndexRecord) -> Any:
 def _save(root: Path, index: Any, made: IndexRecord) -> None:
     """Write the index, then the record that names it, then forget its predecessors."""
     folder = root / "index"
-    temporary = folder / f"{made.file}.tmp"
     try:
         make_folder(folder)
-        faiss.write_index(index, str(temporary))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / made.file)
-        sync_folder(folder)
+        with replaced(folder / made.file) as file:
+            _faiss().write_index(index, file.name)
         write_text(folder / "index.json", json.dumps(asdict(made), indent=1) + "\n")
         for path in folder.glob("*.faiss*"):
             if path.name != made.file:
                 path.unlink()
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(folder, error if isinstance(error, OSError) else OSError(str(error))) from error
+    except RuntimeError as error:  # how FAISS says that the disk is full
+        raise storage_error(folder, OSError(str(error))) from error
+    except OSError as error:
+        raise error if isinstance(error, StorageError) else storage_error(folder, error) from error

@@ -1,11 +1,10 @@
-"""The index of an output, brought up to date from the command line: what `scripts/index.py` does."""
+"""The index of an output, brought up to date from the command line: what `lora-clip index` does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lora_clip.io.atomic import storage_error
-from lora_clip.io.lock import OutputLock
+from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.search.index import IndexRecord, build_index
 
@@ -16,10 +15,7 @@ def update(root: Path, factory: str | None = None) -> tuple[IndexRecord, int]:
     Raises OutputError where `root` holds no output or where one is being written.
     """
     provenance.require_fingerprint(root)
-    try:
-        lock = OutputLock(root)
-    except OSError as error:
-        raise storage_error(root, error) from error
+    lock = FolderLock(root)
     try:
         lock.claim()
         return build_index(root, factory)

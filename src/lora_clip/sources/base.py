@@ -1,40 +1,42 @@
-"""What a source of images is: it lists its shards once, and reads any run of positions of one.
+"""What a source of images is, which sources there are, and what is known of each of their shards.
 
-A new source is one file beside `tars.py` and `folders.py`, one config in `conf/data/`, and one line in `open_source`.
+A new source is one file here and one line in `registry.py`: docs/extending.md shows it with an example that runs.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import count
 from typing import Any, Protocol
 
-from lora_clip.errors import ConfigError
+from lora_clip.errors import ConfigError, DataError
+from lora_clip.sources.format_1 import upgraded
+from lora_clip.sources.registry import SOURCES
 from lora_clip.types import RawSample, WorkRange
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One input shard as it was found: `images` counts its positions, damaged places included.
+    """One input shard as it was found: `images` counts its positions, damaged places included; `bytes` its images'.
 
-    `digest` identifies its listing (names and sizes); `stamp` is the file's (size, mtime in ns), so that an unchanged
-    file need not be scanned again. `extensions` and `left_out` count images by WebDataset extension, taken and not
-    taken. `seek_points` are (position, byte offset) pairs where reading may start. `scattered` says that captions do
-    not stand beside their images. `files` lists a folder shard's images, relative to `path`.
+    `kind` is the name of its source in `SOURCES`, and `state` what that source wants to know again: JSON values that
+    nobody else looks into. `digest` identifies the listing (names and sizes). `extensions` and `left_out` count images
+    by WebDataset extension, taken and not taken.
     """
 
     id: int
+    kind: str
     path: str
     images: int
     bytes: int
     digest: str
-    stamp: tuple[int, int] = (0, 0)
     extensions: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
-    seek_points: Sequence[tuple[int, int]] = ()
-    scattered: bool = False
-    files: Sequence[str] | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The shard as plain JSON values."""
@@ -42,26 +44,43 @@ class Shard:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Shard:
-        """The shard that `to_json` wrote."""
-        pairs = tuple((position, offset) for position, offset in record.get("seek_points", record.get("landmarks", ())))
-        size, mtime = record["stamp"]
-        files = None if record["files"] is None else tuple(record["files"])
-        known = {key: value for key, value in record.items() if key != "landmarks"}  # of format 1
-        return cls(**{**known, "seek_points": pairs, "stamp": (size, mtime), "files": files})
+        """The shard that `to_json` wrote, in this version or in one before; keys that are not a shard's are passed by.
+
+        Raises DataError where the record lacks something.
+        """
+        record = record if "kind" in record else upgraded(record)
+        try:
+            return cls(**{known.name: record[known.name] for known in fields(cls)})
+        except KeyError as error:
+            raise DataError(f"the record of shard {record.get('id')} lacks {error}: use another output_dir") from error
 
 
 class Source(Protocol):
-    """Where images come from. Instances are sent to worker processes, so they hold configuration and nothing else."""
+    """Where images come from; made from what its `data.*` key says and the parsed `data.image_key`.
+
+    Instances are sent to worker processes, so they hold configuration and nothing else.
+    """
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
-        """The input's shards in input order, each scanned when it is asked for.
+        """The input's shards, each looked into when it is asked for, in an order that stays.
 
-        Shards in `known` (of an earlier run into the same output) keep their ids; new ones are numbered after them.
+        Shards in `known` (of an earlier run into the same output) keep their ids; new ones are numbered after them:
+        `numbered` does that for sources whose shards are files.
         """
         ...
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
-        """The images at the part's positions, in order, one RawSample each."""
+        """The images at the positions of `work`, in order, one RawSample each, damaged ones too.
+
+        Raises DataError where the shard cannot be read, and another try may help.
+        """
+        ...
+
+    def check(self, shard: Shard) -> str | None:
+        """How the shard differs from what it was when it was embedded, as the end of a sentence; None if it does not.
+
+        Raises DataError where it cannot be read.
+        """
         ...
 
 
@@ -70,18 +89,52 @@ def open_source(config: Mapping[str, Any]) -> Source:
 
     Raises ConfigError where none or several are named.
     """
-    from lora_clip.sources.folder import FolderSource
-    from lora_clip.sources.tar import TarSource
+    named = [kind for kind, source in SOURCES.items() if config.get(source.key) is not None]
+    if len(named) != 1:
+        keys = [f"data.{SOURCES[kind].key}" for kind in named or SOURCES]
+        found = f"both of {' and '.join(keys)} are" if named else f"neither of {' and '.join(keys)} is"
+        found = found if len(keys) == 2 else f"{len(named) or 'none'} of {', '.join(keys)} are"
+        how = ", or ".join(f"data={source.key} data.{source.key}={source.example}" for source in SOURCES.values())
+        raise ConfigError(f"{found} set: type {how}")
+    return _made(named[0], config[SOURCES[named[0]].key], parse_image_key(config.get("image_key")))
 
-    shards, folder = config.get("shards"), config.get("folder")
-    if (shards is None) == (folder is None):
-        found = "neither" if shards is None else "both"
-        raise ConfigError(
-            f"{found} of data.shards and data.folder {'is' if shards is None else 'are'} set: "
-            "type data=shards data.shards=/path/to/tars, or data=folder data.folder=/path/to/images"
+
+def source_of(shard: Shard, image_keys: tuple[str, ...] | None) -> Source:
+    """The source that reads a shard of an earlier run. Raises DataError where there is none of its kind."""
+    if shard.kind not in SOURCES:
+        raise DataError(
+            f"{shard.path} was read by a source {shard.kind!r}, which is not in lora_clip.sources.registry.SOURCES"
         )
-    image_keys = parse_image_key(config.get("image_key"))
-    return TarSource(shards, image_keys) if shards is not None else FolderSource(str(folder), image_keys)
+    return _made(shard.kind, shard.path, image_keys)
+
+
+def _made(kind: str, location: Any, image_keys: tuple[str, ...] | None) -> Source:
+    module, _, name = SOURCES[kind].location.partition(":")
+    return getattr(importlib.import_module(module), name)(location, image_keys)
+
+
+def numbered(paths: Iterable[str], known: Sequence[Shard]) -> Iterator[tuple[int, str, Shard | None]]:
+    """Id, path and the record of an earlier run of each file: first the known ones that are still there, then new.
+
+    A file that is found under another name than then, by a link, is the known one.
+    """
+    by_real = {os.path.realpath(shard.path): shard.path for shard in known}
+    present = dict.fromkeys(by_real.get(os.path.realpath(path), path) for path in paths)
+    by_path = {shard.path: shard for shard in known}
+    for earlier in sorted((by_path[path] for path in present if path in by_path), key=lambda shard: shard.id):
+        yield earlier.id, earlier.path, earlier
+    ids = count(next_id(known))
+    yield from ((next(ids), path, None) for path in present if path not in by_path)
+
+
+def next_id(known: Sequence[Shard]) -> int:
+    """The first id that no shard of an earlier run has."""
+    return max((shard.id for shard in known), default=-1) + 1
+
+
+def listing_entry(name: str, size: int) -> bytes:
+    """What an image adds to the digest of its shard's listing."""
+    return f"{name}\0{size}\0".encode("utf-8", "surrogateescape")
 
 
 def parse_image_key(image_key: Any) -> tuple[str, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,10 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 from lora_clip.errors import DataError
-from lora_clip.sources.base import Shard
+from lora_clip.sources.base import Shard, listing_entry, next_id
 from lora_clip.sources.names import EXTRA_EXTENSIONS, image_name, webdataset_extension
+from lora_clip.sources.walk import walk
 from lora_clip.types import RawSample, WorkRange
 
+KIND = "folder"
 IMAGES_PER_SHARD = 1000
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -37,12 +38,12 @@ class FolderSource:
         root = str(Path(self.folder).expanduser().absolute())
         if not Path(root).is_dir():
             raise DataError(f"data.folder={self.folder}: {'not a folder' if Path(root).exists() else 'no such folder'}")
-        mine = [shard for shard in known if shard.path == root]
+        mine = [shard for shard in known if (shard.kind, shard.path) == (KIND, root)]
         yield from mine
-        seen = {name for shard in mine for name in shard.files or ()}
+        seen = {name for shard in mine for name in shard.state["files"]}
         taken, left_out = self._images(root)
         fresh = iter(sorted(set(taken) - seen))
-        shard_id = max((shard.id for shard in known), default=-1) + 1
+        shard_id = next_id(known)
         while files := tuple(islice(fresh, IMAGES_PER_SHARD)):
             yield self._shard(shard_id, root, files, left_out)
             shard_id, left_out = shard_id + 1, Counter()
@@ -50,7 +51,7 @@ class FolderSource:
     def _images(self, root: str) -> tuple[list[str], Counter[str]]:
         taken: list[str] = []
         left_out: Counter[str] = Counter()
-        for name in walk(root):
+        for name in (entry.path for entry in walk(root)):
             if image_name(name, self.image_keys) is not None:
                 taken.append(name)
             elif image_name(name) is not None:
@@ -59,21 +60,18 @@ class FolderSource:
 
     def _shard(self, shard_id: int, root: str, files: Sequence[str], left_out: Counter[str]) -> Shard:
         sizes = [_size(root, name) for name in files]
-        listing = "".join(f"{name}\0{size}\0" for name, size in zip(files, sizes, strict=True))
-        digest = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(b"".join(map(listing_entry, files, sizes))).hexdigest()
         extensions = Counter(webdataset_extension(name) for name in files)
-        return Shard(
-            shard_id, root, len(files), sum(sizes), digest, extensions=extensions, left_out=left_out, files=files
-        )
+        state = {"files": [*files]}
+        return Shard(shard_id, KIND, root, len(files), sum(sizes), digest, extensions, left_out, state)
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
-        """The files at the part's positions, with their captions and metadata.
+        """The files at the positions of `work`, with their captions and metadata.
 
         A file that is gone or not readable is a damaged sample; another I/O error is a DataError: run again.
         """
-        assert shard.files is not None
         for position in range(work.start, work.stop):
-            name = shard.files[position]
+            name = shard.state["files"][position]
             named = image_name(name, self.image_keys)
             key = named.key if named else name
             path = f"{shard.path}/{name}"
@@ -83,6 +81,11 @@ class FolderSource:
                 yield RawSample(shard.id, position, key, path, b"", damage=f"cannot be read: {error}")
                 continue
             yield RawSample(shard.id, position, key, path, image, _extras(shard.path, key))
+
+    def check(self, shard: Shard) -> str | None:
+        """How many of the files that were embedded are gone."""
+        gone = sum(not Path(shard.path, name).exists() for name in shard.state["files"])
+        return f"has lost {gone} of {shard.images} files" if gone else None
 
 
 def _extras(root: str, key: str) -> dict[str, bytes]:
@@ -115,21 +118,3 @@ def _size(root: str, name: str) -> int:
         return Path(root, name).stat().st_size
     except OSError:
         return 0
-
-
-def walk(root: str) -> Iterator[str]:
-    """The paths of all files below `root`, relative to it; linked folders are followed, each real folder once.
-
-    Folders come in sorted order, so that a folder with two names is always found under the same one.
-    """
-    visited: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        prefix = "" if relative == "." else f"{relative}/"
-        yield from (prefix + name for name in names)

@@ -1,25 +1,24 @@
-"""Search an output: `python scripts/search.py OUTPUT "a red apple"`; exit status 0 or 2.
+"""`lora-clip search OUTPUT "a red apple"`.
 
 A query is a text, the path of an image file, or the image_path, URL or file-like key of a row of the output.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_clip.diagnose.summary import describe_model
-from lora_clip.diagnose.text import python
-from lora_clip.errors import LoraClipError
-from lora_clip.io.atomic import write_text
-from lora_clip.search.collection import HITS, Collection, Hit, open_output
-from lora_clip.search.index import FLAT_BELOW
-from lora_clip.search.page import contact_sheet
+if TYPE_CHECKING:
+    from lora_clip.search import Collection, Hit
+
+HITS = 10
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What it takes."""
     parser.add_argument("output_dir", metavar="OUTPUT", type=Path, help="the output_dir of a job")
     parser.add_argument(
         "queries", metavar="QUERY", nargs="+", help="a text, an image file, or the path or URL of a row"
@@ -29,7 +28,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the contact sheet's file (default: OUTPUT/search.html)")
     parser.add_argument("--base", help="where the base model lies now (default: where it was)")
     parser.add_argument("--adapter", help="where the adapter lies now (default: where it was)")
-    return parser.parse_args()
 
 
 def positive(text: str) -> int:
@@ -39,27 +37,32 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def main() -> int:
-    """Search, print, write the page, and return the exit status."""
-    given = parse()
-    try:
-        collection = open_output(given.output_dir, given.base, given.adapter)
-        hint(collection)
-        found = [(query, collection.search(query, given.k)) for query in given.queries]
-        show(found, given.json)
-        if given.output or not given.json:
-            write_page(given.output or collection.root / "search.html", collection, found, quiet=given.json)
-    except LoraClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(given: argparse.Namespace) -> int:
+    """Search, print, and write the page. Raises a LoraClipError."""
+    from lora_clip.search import open_output
+
+    collection = open_output(given.output_dir, given.base, given.adapter)
+    if line := hint(collection):
+        print(f"note: {line}", file=sys.stderr)
+    found = [(query, collection.search(query, given.k)) for query in given.queries]
+    show(found, given.json)
+    if given.output or not given.json:
+        write_page(given.output or collection.root / "search.html", collection, found, quiet=given.json)
     return 0
 
 
-def hint(collection: Collection) -> None:
-    """Say how a large output is searched faster."""
-    if collection.index is None and len(collection) >= FLAT_BELOW:
-        line = f"{python()} scripts/index.py {collection.root}"
-        print(f"note: no index of these {len(collection):,} rows, so every one is read: {line}", file=sys.stderr)
+def hint(collection: Collection) -> str:
+    """How a large output is searched faster; empty where it is searched fast already."""
+    from lora_clip.extras import SEARCH, how_to_install, installed
+    from lora_clip.search.index import FLAT_BELOW
+    from lora_clip.terminal import command
+
+    if collection.index is not None or len(collection) < FLAT_BELOW:
+        return ""
+    rows = f"these {len(collection):,} rows, so every one is read"
+    if not installed("faiss"):
+        return f"no faiss for an index of {rows}: {how_to_install(SEARCH)}"
+    return f"no index of {rows}: {command('index', collection.root.absolute())}"
 
 
 def show(found: list[tuple[str, list[Hit]]], as_json: bool) -> None:
@@ -76,16 +79,16 @@ def show(found: list[tuple[str, list[Hit]]], as_json: bool) -> None:
 
 
 def printable(text: str | None) -> str:
-    """A text of strangers for a terminal: one line, and no control characters."""
+    """An untrusted text for a terminal: one line, and no control characters."""
     return "".join(char if char.isprintable() else " " for char in text or "")
 
 
 def write_page(path: Path, collection: Collection, found: list[tuple[str, list[Hit]]], quiet: bool) -> None:
     """Write the contact sheet."""
+    from lora_clip.diagnose.summary import describe_model
+    from lora_clip.io.atomic import write_text
+    from lora_clip.search.page import contact_sheet
+
     write_text(path, contact_sheet(collection.root.resolve().name, describe_model(collection.manifest), list(found)))
     if not quiet:
         print(f"look at:  {path}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,29 +1,29 @@
-"""How fast the job is beside the loops people write, and beside what the machine allows; one table, one run.
+"""`lora-clip benchmark`.
 
-    python scripts/benchmark.py                            a one-layer model, over photographs it makes itself
-    python scripts/benchmark.py --subset 100               the first 100 images only
-    python scripts/benchmark.py --random vit-b-32 --shards /data/shards
-    python scripts/benchmark.py --base BASE --adapter ADAPTER --shards /data/shards --json b.json --chart b.svg
+Without arguments, over a one-layer model and photographs it makes itself; or, for instance:
+    lora-clip benchmark --subset 100               the first 100 images only
+    lora-clip benchmark --random vit-b-32 --shards /data/shards
+    lora-clip benchmark --base BASE --adapter ADAPTER --shards /data/shards --json b.json --chart b.svg
 
 Rates are marginal, from whole processes of two sizes; the collection is read once before, so storage is not measured.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_clip.benchmark.collection import Collection
 from lora_clip.benchmark.models import RANDOM
-from lora_clip.benchmark.run import Plan, benchmark
-from lora_clip.benchmark.table import chart, text
-from lora_clip.errors import LoraClipError
+
+if TYPE_CHECKING:
+    from lora_clip.benchmark.run import Plan
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What it takes."""
     parser.add_argument("--shards", type=Path, help="a folder of tars (default: photographs made in WORK)")
     parser.add_argument("--images", type=int, default=29_104, help="how many photographs to make")
     parser.add_argument("--large-share", type=float, default=0.0, help="the share of them that has 12 megapixels")
@@ -44,24 +44,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="peak memory over 3,000 and 15,000 images")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--chart", type=Path, help="write them there as bars (SVG)")
-    return parser.parse_args()
 
 
-def main() -> int:
-    """Measure, print, save, and return the exit status."""
-    given = arguments()
-    plan = Plan(
-        **{name: getattr(given, name) for name in ("shards", "random", "base", "adapter", "work", "subset", "seconds")},
-        collection=Collection(given.images, given.large_share, given.seed),
-        workers=given.workers.split(","),
-        only=given.only.split(",") if given.only else None,
-        **{name: getattr(given, name) for name in ("repeats", "override", "large", "memory")},
-    )
-    try:
-        results = benchmark(plan)
-    except LoraClipError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(given: argparse.Namespace) -> int:
+    """Measure, print, and save. Raises a LoraClipError."""
+    from lora_clip.benchmark.run import benchmark
+    from lora_clip.benchmark.table import chart, text
+
+    results = benchmark(plan_of(given))
     print(f"\n{results.about}\n\n{text(results.rows)}", *results.notes, sep="\n")
     if given.json:
         given.json.write_text(json.dumps(asdict(results), indent=2) + "\n")
@@ -70,5 +60,15 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def plan_of(given: argparse.Namespace) -> Plan:
+    """What to measure, from the command line."""
+    from lora_clip.benchmark.collection import Collection
+    from lora_clip.benchmark.run import Plan
+
+    return Plan(
+        **{name: getattr(given, name) for name in ("shards", "random", "base", "adapter", "work", "subset", "seconds")},
+        collection=Collection(given.images, given.large_share, given.seed),
+        workers=given.workers.split(","),
+        only=given.only.split(",") if given.only else None,
+        **{name: getattr(given, name) for name in ("repeats", "override", "large", "memory")},
+    )

@@ -1,0 +1,267 @@
+"""Every key of the configuration, once: what it takes, its default, and a sentence.
+
+From this schema follow Hydra's check of conf/ and of what is typed, the check of the values, "did you mean", `--help`
+and docs/configuration.md. Nothing heavy is imported here, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from lora_clip.demo import DEMO
+from lora_clip.errors import ConfigError
+from lora_clip.sources.registry import SOURCES
+
+Check = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Which values a key takes: in words, with their unit, and as a check."""
+
+    words: str
+    accepts: Check
+
+
+def one_of(*choices: str | None) -> Check:
+    """Accepts these values."""
+    return lambda value: value in choices
+
+
+def at_least(least: int) -> Check:
+    """Accepts whole numbers from here on."""
+    return lambda value: type(value) is int and value >= least  # True is an int for isinstance
+
+
+def list_of(check: Check) -> Check:
+    """Accepts lists of what another check accepts."""
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def either(*checks: Check) -> Check:
+    """Accepts what one of several checks accepts."""
+    return lambda value: any(check(value) for check in checks)
+
+
+def is_name(value: Any) -> bool:
+    """Accepts text."""
+    return isinstance(value, str) and value != ""
+
+
+def is_function_name(value: Any) -> bool:
+    """Accepts `package.module:function`."""
+    return isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value) is not None
+
+
+def is_share(value: Any) -> bool:
+    """Accepts numbers from 0 to 1."""
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+AUTO, NULL = one_of("auto"), one_of(None)
+
+# For OmegaConf each of these is Any, because it would convert: 7 to true for a bool; the folder 2024_10_05, which Hydra
+# reads as a number, to "20241005" for a str. So OmegaConf checks the names of keys, and `check` their values.
+Anything = Annotated[Any, Takes("what Lightning takes", lambda value: True)]
+Flag = Annotated[Any, Takes("true or false", lambda value: isinstance(value, bool))]
+Share = Annotated[Any, Takes("a number from 0 to 1", is_share)]
+BatchSize = Annotated[Any, Takes("a number of images, 1 or more, or auto", either(AUTO, at_least(1)))]
+Workers = Annotated[Any, Takes("a number of processes, 0 or more, or auto", either(AUTO, at_least(0)))]
+Limit = Annotated[Any, Takes("a number of images, 1 or more, or null for all", either(NULL, at_least(1)))]
+Folder = Annotated[Any, Takes("a folder", is_name)]
+FolderOrNull = Annotated[Any, Takes("a folder, or null", either(NULL, is_name))]
+Shards = Annotated[Any, Takes("a path, a list of paths, or null", either(NULL, is_name, list_of(is_name)))]
+Extensions = Annotated[Any, Takes("an extension, a list of them, or null", either(NULL, is_name, list_of(is_name)))]
+Functions = Annotated[Any, Takes("a list of module:function", list_of(is_function_name))]
+ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL, is_name))]
+Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
+ComputeType = Annotated[
+    Any, Takes("auto, float32, bfloat16 or float16", one_of("auto", "float32", "bfloat16", "float16"))
+]
+OutputType = Annotated[Any, Takes("float16 or float32", one_of("float16", "float32"))]
+
+
+# Each key: what it takes, a sentence and, where a group of conf/ gives another default than this, that one in words.
+
+
+@dataclass
+class Data:
+    """Which images, and how they are read."""
+
+    shards: Annotated[
+        Shards,
+        "WebDataset shards: a folder of tars, a path, a glob, a brace pattern, or a list of these",
+        "the demo's",
+    ] = None
+    folder: Annotated[FolderOrNull, "a folder of images, at any depth, in place of shards"] = None
+    batch_size: Annotated[BatchSize, "images per device and batch; auto: 256 on a GPU, 64 on a CPU"] = "auto"
+    num_workers: Annotated[Workers, "decoding processes per rank; auto: the machine's cores, shared by its ranks"] = (
+        "auto"
+    )
+    limit: Annotated[Limit, "only the first so many images, in input order"] = None
+    decode: Annotated[
+        Decoding, "fast: JPEGs much larger than the model's input are decoded at a part of their size"
+    ] = "exact"
+    image_key: Annotated[
+        Extensions, "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image"
+    ] = None
+    stages: Annotated[
+        Functions, "stages of your own between reading and decoding, as in [mine:only_wide,mine:lower_case]"
+    ] = field(default_factory=list)
+
+
+ADDED_SOURCES = [one for one in SOURCES.values() if one.key not in Data.__dataclass_fields__]
+"""Those whose key is not written out above: their line in the registry is all that they need."""
+if ADDED_SOURCES and not TYPE_CHECKING:
+    Added = [(one.key, Annotated[Shards, f"what the source reads, as in {one.example}"], None) for one in ADDED_SOURCES]
+    Data = make_dataclass("Data", Added, bases=(Data,))
+
+
+@dataclass
+class Model:
+    """The CLIP model and its adapter, and how they compute."""
+
+    base: Annotated[ModelName, "a CLIP model: hub name or folder; null: the one that the adapter names"] = None
+    adapter: Annotated[ModelName, "a LoRA adapter: hub name or folder; null: the base model alone", "the demo's"] = (
+        MISSING
+    )
+    dtype: Annotated[
+        ComputeType, "of the computation; auto: bfloat16 on a device that computes in it, else float32"
+    ] = "auto"
+    compile: Annotated[Flag, "torch.compile: slower to start, pays on long jobs"] = False
+
+
+@dataclass
+class Output:
+    """How the embeddings are kept."""
+
+    dtype: Annotated[OutputType, "of the embeddings on disk"] = "float16"
+
+
+@dataclass
+class Trainer:
+    """Lightning's own arguments; others: +trainer.NAME=VALUE."""
+
+    accelerator: Annotated[Anything, "cpu, gpu, …; auto: a GPU where there is one"] = "auto"
+    devices: Annotated[
+        Anything, "of each node; auto: all GPUs, or one CPU process; under torchrun, what it started"
+    ] = "auto"
+    num_nodes: Annotated[Anything, "machines; under torchrun, what it started"] = 1
+    strategy: Annotated[Anything, "auto: DDP over several devices"] = "auto"
+    profiler: Annotated[Anything, "simple or advanced: one of Lightning's profilers"] = None
+
+
+@dataclass
+class Config:
+    """The run."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    output: Output = field(default_factory=Output)
+    # a dict, because it is open to every argument of Lightning's
+    trainer: dict[str, Any] = field(default_factory=lambda: asdict(Trainer()), metadata={"group": Trainer})
+    output_dir: Annotated[Folder, "where the embeddings go; in a sweep each point gets a folder of its own below"] = (
+        "outputs"
+    )
+    resume: Annotated[Flag, "do only what is missing; false: discard what output_dir holds and begin anew"] = True
+    index: Annotated[Flag, "true: build an index for searching when all is embedded"] = False
+    max_reject_fraction: Annotated[
+        Share, "end a run of which more than this share of the images is rejected; 1: never"
+    ] = 0.5
+
+
+OPTIONS = {
+    "data": {
+        "demo": "the pictures that come with the project",
+        "folder": "a folder of images: data.folder=…",
+        "shards": "WebDataset shards: data.shards=…",
+    },
+    "model": {
+        "clip": "a CLIP model of yours: model.base=… model.adapter=…; chosen by itself where one of these is typed",
+        "demo": "the small CLIP and the adapter that come with the project",
+        "demo_base": "the same CLIP without the adapter",
+    },
+    "debug": {"small": "16 images in one process, for a debugger"},
+}
+"""The files of conf/: what can be typed for a whole group, as in data=folder."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as the schema has it; `name` is dotted, `default` as a person reads it."""
+
+    name: str
+    group: type
+    takes: Takes
+    sentence: str
+    default: str
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed for Hydra."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{as_typed(one)}' for name, one in value.items())}}}"
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _walk(group: type, prefix: str) -> Iterator[Key]:
+    hints, defaults = get_type_hints(group, include_extras=True), group()
+    for one in fields(group):
+        hint = hints[one.name]
+        if get_origin(hint) is Annotated:
+            takes, sentence, *shown = hint.__metadata__
+            default = shown[0] if shown else as_typed(getattr(defaults, one.name))
+            yield Key(prefix + one.name, group, takes, sentence, default)
+        else:
+            yield from _walk(one.metadata.get("group", hint), f"{one.name}.")
+
+
+KEYS = tuple(_walk(Config, ""))
+"""All keys, in the order in which they are shown."""
+
+
+def check(config: DictConfig) -> None:
+    """Raises ConfigError where a value is missing, or is none that its key takes."""
+    for one in KEYS:
+        if _is_missing(config, one.name):
+            raise ConfigError(f"{one.name} is not given: type {one.name}=… ({one.sentence})")
+        if not one.takes.accepts(value := read(config, one.name)):
+            typed = as_typed(value)
+            raise ConfigError(f"{one.name}={typed}: give {one.takes.words}{_in_quotes(one, value)}")
+
+
+def _is_missing(config: DictConfig, name: str) -> bool:
+    """Whether a key is still to be given, or was taken out."""
+    group, _, own = name.rpartition(".")
+    node = OmegaConf.select(config, group) if group else config
+    return own not in node.keys() or OmegaConf.is_missing(node, own)  # noqa: SIM118, a DictConfig's `in` says no to ???
+
+
+def read(config: DictConfig, name: str) -> Any:
+    """The value of a key as plain Python, interpolations resolved."""
+    value = OmegaConf.select(config, name)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _in_quotes(one: Key, value: Any) -> str:
+    """A hint where a name was read as a number, or as true."""
+    if isinstance(value, int | float) and one.takes.accepts(str(value)):
+        return f"""; a name that reads as a number in two pairs of quotes: '{one.name}="…"'"""
+    return ""
+
+
+def register() -> None:
+    """Give Hydra this schema, to check conf/ and what is typed against, and `${demo:…}`: what the package holds."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    for source in ADDED_SOURCES:
+        ConfigStore.instance().store(group="data", name=source.key, node={source.key: None})
+    OmegaConf.register_new_resolver("demo", lambda name: str(DEMO / name), replace=True)

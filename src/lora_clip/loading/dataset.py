@@ -1,0 +1,152 @@
+"""What a worker does, as a WebDataset pipeline: work ranges, undecoded samples, a user's stages, batches of pixels.
+
+Samples come from our own reader and not from `webdataset.tarfile_to_samples`, since it can start anywhere in a shard
+and goes on after damage; the stages are iterators over iterators like all of WebDataset's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch.utils.data import get_worker_info
+from webdataset import DataPipeline
+
+from lora_clip.errors import DataError
+from lora_clip.loading.describe import describe, reject
+from lora_clip.loading.queue import WorkQueue
+from lora_clip.loading.ring import Ring, SharedBatch
+from lora_clip.pixels.decode import EXACT, ImageError, prepare
+from lora_clip.sources.base import Shard, Source
+from lora_clip.types import PixelBatch, PreprocessSpec, RawSample, WorkRange
+
+
+class PixelDataset(DataPipeline):
+    """The images of one rank as PixelBatches; `queues` has one for each worker process.
+
+    `stages` are between reading and decoding: each yields every RawSample that it takes, changed or marked.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        spec: PreprocessSpec,
+        batch_size: int,
+        shards: Mapping[int, Shard],
+        queues: Sequence[WorkQueue],
+        ring: Ring | None = None,
+        decoding: str = EXACT,
+        stages: Sequence[Callable[[Iterator[RawSample]], Iterable[RawSample]]] = (),
+    ) -> None:
+        super().__init__(
+            WorkRanges(queues),
+            ReadSamples(source, shards),
+            *stages,
+            PixelBatches(spec, batch_size, decoding, ring),
+        )
+
+
+class WorkRanges:
+    """The first stage: the ranges that this worker's queue has for it."""
+
+    def __init__(self, queues: Sequence[WorkQueue]) -> None:
+        self.queues = queues
+
+    def __call__(self) -> Iterator[WorkRange]:
+        """Ranges, each asked for when the one before was read."""
+        worker = get_worker_info()
+        return iter(self.queues[worker.id if worker else 0].next, None)
+
+
+class ReadSamples:
+    """Work ranges to samples, one for each position, in order."""
+
+    def __init__(self, source: Source, shards: Mapping[int, Shard]) -> None:
+        self.source, self.shards = source, shards
+
+    def __call__(self, ranges: Iterable[WorkRange]) -> Iterator[RawSample]:
+        """The samples of all ranges. Raises DataError where a shard has fewer than the plan counted."""
+        for work in ranges:
+            shard = self.shards[work.shard]
+            position = work.start
+            for sample in islice(self.source.read(shard, work), work.stop - work.start):
+                assert (sample.shard, sample.position) == (work.shard, position), "a source reads position by position"
+                yield sample.during(work)
+                position += 1
+            if position < work.stop:
+                raise DataError(
+                    f"{shard.path} changed while it was read: {shard.images} images were counted in it, "
+                    "fewer are there now"
+                )
+
+
+class PixelBatches:
+    """The last stage: samples to batches of one fixed shape and fixed borders, decoded into the batch's own memory.
+
+    Images fill a batch from its start; rejected ones take no place, so that what follows the images is padding.
+    """
+
+    def __init__(self, spec: PreprocessSpec, batch_size: int, decoding: str = EXACT, ring: Ring | None = None) -> None:
+        self.spec, self.batch_size, self.decoding, self.ring = spec, batch_size, decoding, ring
+
+    def __call__(self, samples: Iterable[RawSample]) -> Iterator[PixelBatch]:
+        """The batches; `seconds` is the time spent on each, without that spent waiting for a free buffer."""
+        batch: PixelBatch | None = None
+        read = decoded = 0.0
+        since = time.perf_counter()
+        for sample in samples:
+            began = time.perf_counter()
+            read += began - since
+            if batch is None:
+                batch = self._empty(sample.work)
+                began = time.perf_counter()
+            self._add(sample, batch)
+            since = time.perf_counter()
+            decoded += since - began
+            if self._ends(batch, sample.position + 1):
+                batch.seconds = {"read": read, "decode": decoded}
+                yield batch
+                batch, read, decoded = None, 0.0, 0.0
+                since = time.perf_counter()
+        assert batch is None, "ranges are read to their ends"
+
+    def _empty(self, work: WorkRange | None) -> PixelBatch:
+        assert work is not None
+        worker = get_worker_info()
+        if self.ring is None or worker is None:
+            shape = batch_shape(self.batch_size, self.spec)
+            return PixelBatch(torch.empty(shape, dtype=torch.uint8), [], [], work, last=False)
+        pixels_BCHW, slot = self.ring.take(worker.id)
+        return SharedBatch(pixels_BCHW, [], [], work, last=False, slot=slot)
+
+    def _ends(self, batch: PixelBatch, stop: int) -> bool:
+        """Whether a batch ends before position `stop`; it is padded then."""
+        batch.last = stop == batch.work.stop
+        if not batch.last and (stop - batch.work.start) % self.batch_size:
+            return False
+        batch.pixels_BCHW[len(batch.rows) :] = 0
+        return True
+
+    def _add(self, sample: RawSample, batch: PixelBatch) -> None:
+        if sample.damage is not None:
+            batch.rejects.append(reject(sample, "read", sample.damage))
+        elif sample.filtered is not None:
+            batch.rejects.append(reject(sample, "filter", sample.filtered))
+        else:
+            self._decode(sample, batch)
+
+    def _decode(self, sample: RawSample, batch: PixelBatch) -> None:
+        try:
+            out_CHW = batch.pixels_BCHW[len(batch.rows)]
+            height, width = prepare(sample.image, self.spec, out_CHW, self.decoding)
+        except (ImageError, MemoryError) as error:
+            batch.rejects.append(reject(sample, "decode", str(error) or type(error).__name__))
+            return
+        batch.rows.append(describe(sample, width, height))
+
+
+def batch_shape(batch_size: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    """(B, C, H, W) of a batch of pixels."""
+    return batch_size, 3, *spec.crop
