@@ -61,7 +61,7 @@ def build_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> pl.Train
     """
     arguments = {**plain(config), **torchrun_shape()}
     distributed = arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", "auto") or _many_gpus(arguments)
-    if arguments["strategy"] in ("auto", "ddp") and distributed:
+    if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and distributed):
         arguments["strategy"] = RanksApart()
     try:
         return pl.Trainer(

@@ -57,7 +57,8 @@ class PixelDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[PixelBatch]:
         """The batches of this rank, as soon as any worker has one."""
         assert self.plan is not None
-        workers = self.num_workers if any(self.plan.shares) else 0
+        # As many as the plan has shares for: a rank whose cores are others than rank 0's must leave none of them out
+        workers = len(self.plan.shares) if self.num_workers and any(self.plan.shares) else 0
         return DataLoader(
             self._dataset(workers),
             batch_size=None,  # the dataset makes batches itself, of fixed borders
