@@ -13,17 +13,18 @@ import lora_clip
 SOURCE = Path(lora_clip.__file__).parent
 FLOORS = (
     {"errors", "demo", "__init__"},
-    {"types", "config"},
+    {"types", "terminal", "extras"},
     {"io"},
     {"sources", "pixels", "models", "output"},
-    {"loading", "pack", "inspection"},
+    {"config", "loading", "pack", "inspection"},
     {"monitor"},
     {"diagnose"},
-    {"search"},
-    {"compare"},
     {"report"},
-    {"app"},
+    {"search"},
+    {"evaluate"},
+    {"compare"},
     {"benchmark"},
+    {"app"},
     {"__main__"},
 )
 """From the ground up; a room knows those below it, and none beside it."""
