@@ -234,7 +234,7 @@ def check(config: DictConfig) -> None:
             raise ConfigError(f"{one.name} is not given: type {one.name}=… ({one.sentence})")
         if not one.takes.accepts(value := read(config, one.name)):
             typed = as_typed(value)
-            raise ConfigError(f"{one.name}={typed}: give {one.takes.words}{_in_quotes(one, value)}")
+            raise ConfigError(f"{one.name}={typed}: give {one.takes.words}{_hint(one, value)}")
 
 
 def _is_missing(config: DictConfig, name: str) -> bool:
@@ -250,8 +250,13 @@ def read(config: DictConfig, name: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _in_quotes(one: Key, value: Any) -> str:
-    """A hint where a name was read as a number, or as true."""
+def _hint(one: Key, value: Any) -> str:
+    """A hint where a name was read as a number, or as true, or where several adapters are given."""
+    if one.name == "model.adapter" and isinstance(value, list):
+        return (
+            "; several adapters in one pass over the images do not exist yet: run the job once for each, "
+            "each with an output_dir of its own"
+        )
     if isinstance(value, int | float) and one.takes.accepts(str(value)):
         return f"""; a name that reads as a number in two pairs of quotes: '{one.name}="…"'"""
     return ""

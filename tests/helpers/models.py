@@ -22,12 +22,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from lora_clip.models.clip import Normalisation
 from lora_clip.models.quiet import quiet_transformers
+from lora_clip.types import PreprocessSpec
 
 KINDS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-NORMALISATION = Normalisation(1 / 255, MEAN, STD)
+SPEC = PreprocessSpec(32, (32, 32), "bicubic", 1 / 255, MEAN, STD)
+"""How the pixels of save_base's models are made."""
 PREFIX = "base_model.model."
 
 torch.set_num_threads(1)  # with tensors this small, threads cost ten times what they give
@@ -168,6 +169,15 @@ def _embed(model: nn.Module, kind: str, base: Path, values: torch.Tensor) -> tor
         projection = load_class("CLIPModel", base).float().visual_projection
         return projection(model(pixel_values=values).pooler_output)  # type: ignore[operator]
     return model(pixel_values=values).image_embeds
+
+
+def centred_cosine(one_BD: torch.Tensor, other_BD: torch.Tensor) -> float:
+    """The smallest cosine between rows of the same number once the mean of the first is taken from both.
+
+    Embeddings of a collection share most of their direction; what tells images apart is the rest.
+    """
+    mean_D = one_BD.float().mean(dim=0)
+    return lowest_cosine(one_BD.float() - mean_D, other_BD.float() - mean_D)
 
 
 def lowest_cosine(one_BD: torch.Tensor, other_BD: torch.Tensor) -> float:

@@ -22,7 +22,8 @@ FLOORS = (
     {"report"},
     {"search"},
     {"evaluate"},
-    {"compare", "benchmark"},
+    {"compare"},
+    {"benchmark"},
     {"app"},
     {"__main__"},
 )

@@ -105,7 +105,7 @@ def test_a_key_that_the_schema_lacks_is_refused_in_conf_too(tmp_path: Path) -> N
 
 def test_the_sentences_say_what_the_code_does() -> None:
     from lora_clip.app.launch import BATCH_SIZES
-    from lora_clip.models.clip import DTYPES
+    from lora_clip.models.compute import DTYPES
     from lora_clip.pixels.decode import DECODINGS
 
     known = {key.name: key for key in schema.KEYS}
@@ -265,3 +265,10 @@ def test_memory_errors_are_told_from_others() -> None:
     )
     assert exits.is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert not exits.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_several_adapters_are_told_how_to_be_run() -> None:
+    with pytest.raises(ConfigError, match=r"model\.adapter=\[/a,/b\].*several adapters in one pass.*once for each"):
+        schema.check(load("model.adapter=[/a,/b]"))
+    with pytest.raises(ConfigError, match=r"model\.base=\[/a\]: give one hub name or folder, or null$"):
+        schema.check(load("model.base=[/a]"))

@@ -43,7 +43,7 @@ def main(predict: Callable[[], Any], program: str = "lora-clip embed") -> NoRetu
         sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours
     # Threads that spin while they wait take cores from decoding and from other programs: the demo job on two busy cores
-    # takes 9.8 s with this and 12.0 s without, CPU time 7.6 and 10.2 s; on idle cores both are as fast.
+    # took 9.8 s with this and 12.0 s without (medians of nine pairs; CPU time 7.6 and 10.2 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, on_sigterm)
     sys.unraisablehook = on_unraisable

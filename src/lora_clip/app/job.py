@@ -20,10 +20,10 @@ from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapters import AdapterSummary, summarise
+from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
-from lora_clip.models.clip import DTYPES, Normalisation, resolve_dtype
-from lora_clip.models.module import ClipEmbedder
-from lora_clip.models.preprocess import load_spec
+from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
+from lora_clip.models.module import EmbeddingModule
 from lora_clip.monitor.callback import Monitor
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
 from lora_clip.output.notes import take_notes
@@ -78,7 +78,7 @@ def run(config: DictConfig) -> None:
     settings = resolve_settings(config, root, model, trainer)
     stages = load_stages(config.data.get("stages"))
     data = PixelDataModule(source, model.spec, settings.batch_size, settings.workers, settings.decoding, stages)
-    embedder = build_embedder(model, config.model.compile)
+    embedder = build_embedder(model, settings.batch_size, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
         return
@@ -111,7 +111,8 @@ def find_model(config: DictConfig, device: torch.device) -> Model:
     """
     dtype = resolve_dtype(config.model.dtype, device.type)
     checkpoint = find_checkpoint(config.model.base, config.model.adapter)
-    return Model(checkpoint, load_spec(checkpoint.base_folder), dtype, config.output.dtype)
+    spec = find_family(checkpoint.base_folder).load_spec(checkpoint.base_folder)
+    return Model(checkpoint, spec, dtype, config.output.dtype)
 
 
 def resolve_settings(config: DictConfig, root: Path, model: Model, trainer: pl.Trainer) -> summary.Settings:
@@ -128,11 +129,10 @@ def resolve_settings(config: DictConfig, root: Path, model: Model, trainer: pl.T
     )
 
 
-def build_embedder(model: Model, compile_model: bool) -> ClipEmbedder:
+def build_embedder(model: Model, batch_size: int, compile_model: bool) -> EmbeddingModule:
     """The LightningModule of the job."""
-    spec, output_dtype = model.spec, DTYPES[model.output_dtype]
-    normalisation = Normalisation(spec.scale, spec.mean, spec.std)
-    return ClipEmbedder(model.checkpoint, normalisation, spec.crop, model.dtype, output_dtype, compile_model)
+    compute = Compute(model.dtype, batch_size=batch_size, compile=compile_model)
+    return EmbeddingModule(model.checkpoint, compute, DTYPES[model.output_dtype])
 
 
 def fingerprint_of(model: Model, data: DictConfig, decoding: str) -> dict[str, Any]:
@@ -186,17 +186,18 @@ def _check_unchanged(embedded: Container[int], known: Sequence[Shard], now: Sequ
         )
 
 
-def opening(job: Job, session: OutputSession, embedder: ClipEmbedder, adapter: AdapterSummary | None) -> str:
+def opening(job: Job, session: OutputSession, embedder: EmbeddingModule, adapter: AdapterSummary | None) -> str:
     """What will be done, once the model is on its device; and whether that is not how it was done before."""
     line = summary.opening(job.settings, job.inventory, job.plan, adapter)
+    line += f"\nnote: {embedder.note}" if embedder.note else ""
     if not job.plan.images:
         return line
-    notes = take_notes(embedder.trainer.strategy.root_device, embedder.compile_model, job.settings.batch_size)
+    notes = take_notes(embedder.trainer.strategy.root_device, embedder.compute.compile, job.settings.batch_size)
     differs = session.note(notes)
     return f"{line}\n{differs}" if differs else line
 
 
-def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: ClipEmbedder, started: float) -> None:
+def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: EmbeddingModule, started: float) -> None:
     """Assemble, verify, write the manifest and the report, and tell the user."""
     ranks = monitor.finish()
     verdict = session.conclude(job.wanted, embedded=job.plan.images > 0)
@@ -220,7 +221,8 @@ def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: ClipEmb
 
 def _adapter_on_disk(checkpoint: Checkpoint) -> AdapterSummary | None:
     """What the adapter is, for a run that had nothing left to embed and so loaded no model."""
-    return None if checkpoint.adapter_folder is None else summarise(checkpoint.adapter_folder)
+    folder = checkpoint.adapter_folder
+    return None if folder is None else summarise(find_family(checkpoint.base_folder), folder)
 
 
 def _unsound(root: Path, verdict: Verdict) -> str:

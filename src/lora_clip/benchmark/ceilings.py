@@ -19,9 +19,10 @@ import torch
 
 from lora_clip.benchmark.photographs import list_photographs
 from lora_clip.io.process import cores
+from lora_clip.models.base import Embedder
 from lora_clip.models.checkpoint import find_checkpoint
-from lora_clip.models.clip import Normalisation, load_encoder, resolve_dtype
-from lora_clip.models.preprocess import load_spec
+from lora_clip.models.compute import Compute, resolve_dtype
+from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.pixels.decode import decode, prepare
 from lora_clip.types import PreprocessSpec
 
@@ -54,17 +55,15 @@ class Ceilings:
 
 def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
     """The ceilings of this machine for a model and the first `images` of a collection."""
-    spec = load_spec(base)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype("auto", device.type)
+    embedder = MergedEmbedder(find_checkpoint(str(base), str(adapter)), Compute(dtype, device))
+    spec = embedder.spec
     photographs = list_photographs(shards, images)
     data = [photograph.read() for photograph in photographs[:: max(1, len(photographs) // SAMPLE)]]
     decoding, pixels = (_on_all_cores(partial(work, data, spec)) for work in (_decode, _pixels))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     devices = max(1, torch.cuda.device_count())
-    dtype = resolve_dtype("auto", device.type)
-    encoder, _ = load_encoder(
-        find_checkpoint(str(base), str(adapter)), Normalisation(spec.scale, spec.mean, spec.std), dtype, device
-    )
-    forward, batch_size = max((_forward(encoder, size, spec, device), size) for size in BATCH_SIZES[device.type])
+    forward, batch_size = max((_forward(embedder, size, device), size) for size in BATCH_SIZES[device.type])
     name = str(dtype).removeprefix("torch.")
     return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores())
 
@@ -108,13 +107,14 @@ def _rate(data: list[bytes], work: Callable[[bytes], object]) -> float:
 
 
 @torch.inference_mode()
-def _forward(encoder: torch.nn.Module, batch_size: int, spec: PreprocessSpec, device: torch.device) -> float:
+def _forward(embedder: Embedder, batch_size: int, device: torch.device) -> float:
     """Images/s of the model on one device, over the same batch again and again."""
-    pixels_BCHW = torch.randint(0, 256, (batch_size, 3, *spec.crop), dtype=torch.uint8, device=device)
-    encoder(pixels_BCHW)[0, 0].item()
+    shape = (batch_size, 3, *embedder.spec.crop)
+    pixels_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    embedder.embed_images(pixels_BCHW)[0, 0].item()
     started, done = time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < SECONDS:
-        encoder(pixels_BCHW)[0, 0].item()  # waits for the device
+        embedder.embed_images(pixels_BCHW)[0, 0].item()  # waits for the device
         done += batch_size
     return done / passed
 

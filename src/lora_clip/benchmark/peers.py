@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lora_clip.benchmark.loops import adapted, devices, unit
 from lora_clip.benchmark.photographs import Photograph, chunks
 from lora_clip.io.process import cores
-from lora_clip.models.clip import resolve_dtype
+from lora_clip.models.compute import resolve_dtype
 from lora_clip.models.quiet import quiet_transformers
 
 BATCH = 64

@@ -1,14 +1,14 @@
-"""A LoRA adapter onto CLIP's vision tower: every weight accounted for, or a loud failure.
+"""A LoRA adapter onto a base model's towers: every weight accounted for, or a loud failure.
 
-Adapters exist that were trained on CLIPModel, CLIPVisionModel and CLIPVisionModelWithProjection. What such an adapter
-holds for the text tower does not touch images: `attach` leaves it aside, knowingly, and `attach_text` takes it for
-queries. Everything must fit exactly.
+Adapters exist that were trained on whole models (CLIPModel), on towers (CLIPVisionModel) and on towers with projection;
+the family says by which names they are told apart. What an adapter holds for the text tower does not touch images:
+`attach` leaves it aside, knowingly, and `attach_text` takes it for queries. Everything must fit exactly.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from lora_clip.models.checkpoint import read_adapter_config
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
+    from lora_clip.models.generic import Family
+
 PREFIX = "base_model.model."
-TEXT_PARTS = ("text_model.", "text_projection.")
-VISION_PARTS = ("vision_model.", "visual_projection.")
+"""What PEFT writes before the name of a weight, in a file."""
 USE_BASE = "model.adapter=null embeds with the base model on purpose"
 
 
@@ -39,24 +40,26 @@ class AdapterSummary:
     layers: int
 
 
-def attach(vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
-    """Put the adapter onto a CLIPVisionModelWithProjection, in place; returns the PEFT model around it.
+def attach(family: Family, vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
+    """Put the adapter onto a family's vision tower, in place; returns the PEFT model around it.
 
     Raises AdapterError for missing, unexpected or misshapen weights, for a kind that is not LoRA, and for an adapter
     without any weight that touches images.
     """
     config = _read_config(folder)
-    weights = _image_weights(_read_weights(folder), folder)
-    return _put_on(_root(vision, weights), config, weights, folder), _summary(weights, config)
+    weights = _image_weights(family, _read_weights(folder), folder)
+    return _put_on(_root(vision, weights, family.vision_modules), config, weights, folder), _summary(weights, config)
 
 
-def attach_text(text: nn.Module, folder: Path) -> PeftModel | None:
-    """Put what the adapter holds for text onto a CLIPTextModelWithProjection, in place; None where it holds nothing.
+def attach_text(family: Family, text: nn.Module, folder: Path) -> PeftModel | None:
+    """Put what the adapter holds for text onto a family's text tower, in place; None where it holds nothing.
 
     Raises AdapterError as `attach` does.
     """
-    weights = {name: weight for name, weight in _read_weights(folder).items() if _is_text(name)}
-    return _put_on(text, _read_config(folder), weights, folder) if weights else None
+    weights = {name: weight for name, weight in _read_weights(folder).items() if _is_in(name, family.text_modules)}
+    if not weights:
+        return None
+    return _put_on(_root(text, weights, family.text_modules), _read_config(folder), weights, folder)
 
 
 def _put_on(root: nn.Module, config: LoraConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> PeftModel:
@@ -72,8 +75,9 @@ def _put_on(root: nn.Module, config: LoraConfig, weights: Mapping[str, torch.Ten
     return model.eval()
 
 
-def _is_text(name: str) -> bool:
-    return name.removeprefix(PREFIX).startswith(TEXT_PARTS)
+def _is_in(name: str, modules: Sequence[str]) -> bool:
+    """Whether a weight lies in one of these modules of a whole model."""
+    return name.removeprefix(PREFIX).partition(".")[0] in modules
 
 
 def merge(model: PeftModel, folder: Path) -> None:
@@ -120,8 +124,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         return load_file(folder / "adapter_model.safetensors")
 
 
-def _image_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    kept = {name: weight for name, weight in weights.items() if not _is_text(name)}
+def _image_weights(family: Family, weights: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    kept = {name: weight for name, weight in weights.items() if not _is_in(name, family.text_modules)}
     if not kept:
         touched = "only the text tower" if weights else "nothing"
         raise AdapterError(
@@ -133,12 +137,18 @@ def _image_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> dict[st
     return kept
 
 
-def _root(vision: nn.Module, weights: Iterable[str]) -> nn.Module:
-    """The module whose names the adapter's weights use: the whole model, or its tower (CLIPVisionModel)."""
-    whole = any(name.removeprefix(PREFIX).startswith(VISION_PARTS) for name in weights)
-    root = vision if whole else vision.vision_model
-    assert isinstance(root, nn.Module)
-    return root
+def _root(loaded: nn.Module, weights: Iterable[str], modules: Sequence[str]) -> nn.Module:
+    """The module whose names the adapter's weights use: the family's whole model, or its tower alone.
+
+    What was loaded may be either, too, by version of transformers: the tower is looked for in it, or put below the name
+    that it has in a whole model. `modules` are that name and those of the projections; none: there are no whole models.
+    """
+    if not modules:
+        return loaded
+    inner = getattr(loaded, modules[0], None)
+    if any(_is_in(name, modules) for name in weights):
+        return nn.ModuleDict({modules[0]: loaded}) if inner is None else loaded
+    return loaded if inner is None else inner
 
 
 def _for_one_tower(config: LoraConfig) -> LoraConfig:
@@ -182,9 +192,9 @@ def _count(what: str, names: Iterable[str], total: int) -> str:
     return f"{len(listed)} of {total} weights {what} (such as {listed[0]})" if listed else ""
 
 
-def summarise(folder: Path) -> AdapterSummary:
+def summarise(family: Family, folder: Path) -> AdapterSummary:
     """What an adapter is, from its files alone. Raises AdapterError."""
-    return _summary(_image_weights(_read_weights(folder), folder), _read_config(folder))
+    return _summary(_image_weights(family, _read_weights(folder), folder), _read_config(folder))
 
 
 def _summary(weights: Mapping[str, torch.Tensor], config: LoraConfig) -> AdapterSummary:

@@ -1,47 +1,47 @@
 """CLIP's vision tower, written out for embedding: the arithmetic of transformers' model, without what is not needed.
 
 What it saves: normalisation lies in the patch embedding's weights; the last layer computes one token, since the others
-of its results go nowhere; keys and values are one product; quick_gelu is one pass. `encoder.py` compares the result
-with transformers' own model whenever one is loaded.
+of its results go nowhere; keys and values are one product; quick_gelu is one pass. `embedder.py` compares it with
+transformers' own model whenever one is loaded. Beside the shapes of `types.py`:
+    T  tokens of an image: the class token, then its patches, row by row
+    h  attention heads
+    d  width of a head, D / h
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from transformers import CLIPVisionModelWithProjection
+from lora_clip.models.generic import UnfitTowerError
+from lora_clip.types import PreprocessSpec
 
 QUICK_GELU = 1.702
 """quick_gelu(x) = x * sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factors go into the weights around it."""
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """What turns a uint8 pixel into the model's input: (x * scale - mean) / std, one mean and std a channel."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+BUILT_OF = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
+"""Transformers' names of what a CLIP vision tower is built of; the spelling is theirs."""
 
 
 class VisionTower(nn.Module):
-    """Pixels to projected embeddings; T = tokens of an image: its class token, then its patches, row by row.
+    """Pixels to projected embeddings, made of a CLIPVisionModelWithProjection, whose weights it takes over.
 
-    The stream of tokens has the dtype of `start_TD`, the products have that of their weights.
+    The residual stream of tokens has the dtype of `start_TD`, the products have that of their weights.
+    Raises UnfitTowerError for a model with a structure that is not the one below.
     """
 
-    def __init__(self, model: CLIPVisionModelWithProjection, normalisation: Normalisation) -> None:
+    def __init__(self, model: nn.Module, spec: PreprocessSpec) -> None:
         super().__init__()
         vision: Any = model.vision_model
+        check_structure(vision)
         convolution = vision.embeddings.patch_embedding
         self.patch = int(convolution.kernel_size[0])
-        self.patches, shift_D = fold(convolution, normalisation)
+        self.patches, shift_D = fold(convolution, spec)
+        # all that the tokens start from besides their pixels: positions, the class token, the folded mean
         start_TD = vision.embeddings.position_embedding.weight.detach().clone()
         start_TD[0] += vision.embeddings.class_embedding.detach()
         start_TD[1:] += shift_D
@@ -49,7 +49,7 @@ class VisionTower(nn.Module):
         self.first_norm, self.last_norm = vision.pre_layrnorm, vision.post_layernorm
         *layers, last = vision.encoder.layers
         self.layers = nn.Sequential(*(Layer(layer) for layer in layers), LastLayer(last))
-        self.projection = model.visual_projection
+        self.projection: Any = model.visual_projection
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of uint8 pixels (B, C, H, W), not yet of unit norm."""
@@ -58,9 +58,31 @@ class VisionTower(nn.Module):
         class_BD = self.layers(self.first_norm(tokens_BTD))
         return self.projection(self.last_norm(class_BD).to(self.projection.weight.dtype))
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let the products be computed in `dtype`.
+
+        On a CPU the residual stream and its norms stay float32: that costs nothing there and brings the embeddings four
+        times closer to float32's. A GPU would pay for it with the memory traffic of twice the bytes.
+        """
+        products = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for module in products if self.start_TD.device.type == "cpu" else [self]:
+            module.to(dtype)
+
+
+def check_structure(vision: Any) -> None:
+    """Raises UnfitTowerError where transformers' vision tower is not built of what this file writes out."""
+    if lacking := [name for name in BUILT_OF if not hasattr(vision, name)]:
+        raise UnfitTowerError(f"does not know a vision tower without {', '.join(lacking)}")
+    convolution = vision.embeddings.patch_embedding
+    if convolution.stride != convolution.kernel_size or any(convolution.padding):
+        raise UnfitTowerError("knows only patches that lie side by side")
+    kinds = {type(layer).__name__ for layer in vision.encoder.layers}
+    if kinds != {"CLIPEncoderLayer"}:
+        raise UnfitTowerError(f"does not know layers of type {', '.join(sorted(kinds))}")
+
 
 class Layer(nn.Module):
-    """One layer of the tower, made of transformers' CLIPEncoderLayer."""
+    """One pre-norm transformer layer, made of transformers' CLIPEncoderLayer."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -71,73 +93,75 @@ class Layer(nn.Module):
         self.set_key_value(attention.k_proj, attention.v_proj)
         self.fc1, self.fc2, self.activation = mlp.fc1, mlp.fc2, mlp.activation_fn
         if "quick" in type(self.activation).__name__.lower():
+            # transformers' quick_gelu is three passes over the widest tensor of the layer, SiLU is one
             self.fc1, self.fc2 = scaled(mlp.fc1, QUICK_GELU), scaled(mlp.fc2, 1 / QUICK_GELU, bias=1)
             self.activation = nn.SiLU(inplace=True)
 
     def set_key_value(self, key: nn.Linear, value: nn.Linear) -> None:
-        """Keep what makes keys and values of tokens."""
+        """Keep the projections to keys and values: one product reads the tokens once for both."""
         self.key_value = stack(key, value)
 
     def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
-        """The tokens after this layer."""
-        tokens_BTD += self.attend(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
-        return self.mlp_block(tokens_BTD)
+        """The residual stream after this layer, in place."""
+        tokens_BTD += self.self_attention(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
+        tokens_BTD += self.mlp(self.mlp_norm(tokens_BTD).to(self.fc1.weight.dtype))
+        return tokens_BTD
 
-    def attend(self, normed_BTD: torch.Tensor) -> torch.Tensor:
-        """What every token takes from all."""
+    def self_attention(self, normed_BTD: torch.Tensor) -> torch.Tensor:
+        """Multi-head self-attention of an image's tokens, with the output projection: (B, T, D)."""
         query_BhTd = self.query(normed_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key_BhTd, value_BhTd = (
             self.key_value(normed_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         )
-        mixed_BhTd = functional.scaled_dot_product_attention(query_BhTd, key_BhTd, value_BhTd)
-        return self.out(mixed_BhTd.transpose(1, 2).flatten(2))
+        context_BhTd = functional.scaled_dot_product_attention(query_BhTd, key_BhTd, value_BhTd)
+        return self.out(context_BhTd.transpose(1, 2).flatten(2))
 
-    def mlp_block(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The tokens (..., D) after the layer's second half, each by itself."""
-        normed = self.mlp_norm(tokens).to(self.fc1.weight.dtype)
-        tokens += self.fc2(self.activation(self.fc1(normed)))
-        return tokens
+    def mlp(self, normed: torch.Tensor) -> torch.Tensor:
+        """The feed-forward block on tokens (..., D)."""
+        return self.fc2(self.activation(self.fc1(normed)))
 
 
 class LastLayer(Layer):
-    """The layer of which only the class token is wanted: it attends to the others without their keys and values.
+    """The layer of which only the class token is wanted: one query, and no key or value of any other token.
 
     With one query q a head, its scores q (K x + k) / sqrt(d) are (q K) x / sqrt(d) and a constant, which softmax does
-    not see; what it takes, sum a (V x + v), is V (sum a x) + v. So K and V meet one vector a head, not every token.
+    not see; its output, sum a (V x + v), is V (sum a x) + v, since the weights a sum to 1. So K and V meet one vector a
+    head, not every token, and the mlp sees one token an image.
     """
 
     def set_key_value(self, key: nn.Linear, value: nn.Linear) -> None:
-        """Keep the weights, one matrix a head."""
+        """Keep the weights, one matrix a head; the keys' bias is the constant that softmax does not see."""
         self.key, self.value = linear(key.weight, None), value
 
     def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
         """The class token (B, D) after this layer."""
         class_BD = tokens_BTD[:, 0].clone()
-        class_BD += self.attend(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
-        return self.mlp_block(class_BD)
+        class_BD += self.self_attention(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
+        class_BD += self.mlp(self.mlp_norm(class_BD).to(self.fc1.weight.dtype))
+        return class_BD
 
-    def attend(self, normed_BTD: torch.Tensor) -> torch.Tensor:
-        """What the class token takes from all, (B, D)."""
+    def self_attention(self, normed_BTD: torch.Tensor) -> torch.Tensor:
+        """Multi-head attention with the class token as the only query: (B, D)."""
         query_Bhd = self.query(normed_BTD[:, 0]).unflatten(-1, (self.heads, -1))
-        asked_BhD = torch.einsum("Bhd,hdD->BhD", query_Bhd, self.key.weight.unflatten(0, (self.heads, -1)))
+        query_BhD = torch.einsum("Bhd,hdD->BhD", query_Bhd, self.key.weight.unflatten(0, (self.heads, -1)))
+        # the heads' queries are a sequence of h for attention with one head, whose keys and values are the tokens
         tokens_B1TD, scale = normed_BTD[:, None], query_Bhd.shape[-1] ** -0.5
-        mixed_BhD = functional.scaled_dot_product_attention(asked_BhD[:, None], tokens_B1TD, tokens_B1TD, scale=scale)[
-            :, 0
-        ]
-        taken_Bhd = torch.einsum("BhD,hdD->Bhd", mixed_BhD, self.value.weight.unflatten(0, (self.heads, -1)))
-        taken_BD = taken_Bhd.flatten(1) if self.value.bias is None else taken_Bhd.flatten(1) + self.value.bias
-        return self.out(taken_BD)
+        mean_B1hD = functional.scaled_dot_product_attention(query_BhD[:, None], tokens_B1TD, tokens_B1TD, scale=scale)
+        value_hdD = self.value.weight.unflatten(0, (self.heads, -1))
+        context_BD = torch.einsum("BhD,hdD->Bhd", mean_B1hD[:, 0], value_hdD).flatten(1)
+        return self.out(context_BD if self.value.bias is None else context_BD + self.value.bias)
 
 
 def patchify(pixels_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
     """The whole patches of images, row by row, each as one vector: (B, T - 1, C * patch * patch)."""
     height, width = (side // patch for side in pixels_BCHW.shape[2:])
     whole_BCHW = pixels_BCHW[:, :, : height * patch, : width * patch]
-    cut_BChpwp = whole_BCHW.unflatten(3, (width, patch)).unflatten(2, (height, patch))
-    return cut_BChpwp.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    grid_BChpwp = whole_BCHW.unflatten(3, (width, patch)).unflatten(2, (height, patch))
+    # a mere copy of bytes: a convolution over patches that lie side by side is one product
+    return grid_BChpwp.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> tuple[nn.Linear, torch.Tensor]:
+def fold(patch_embedding: nn.Module, spec: PreprocessSpec) -> tuple[nn.Linear, torch.Tensor]:
     """A product of raw pixel values and a vector (D,) to add, equal to a patch embedding of normalised pixels.
 
     conv((x * scale - mean) / std) = weight' x + shift, weight' = weight * scale / std, shift = bias - sum(weight *
@@ -145,13 +169,13 @@ def fold(patch_embedding: nn.Module, normalisation: Normalisation) -> tuple[nn.L
     """
     assert isinstance(patch_embedding, nn.Conv2d)
     weight_DCHW = patch_embedding.weight.detach()
-    mean_C11, std_C11 = (
-        weight_DCHW.new_tensor(each)[:, None, None] for each in (normalisation.mean, normalisation.std)
-    )
-    shift_D = -(weight_DCHW.double() * (mean_C11 / std_C11).double()).sum(dim=(1, 2, 3))
+    mean_C11, std_C11 = (weight_DCHW.new_tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    # the sum has terms of both signs and thousands of them, so float64; on the CPU, since MPS has none
+    shift_D = -(weight_DCHW.cpu().double() * (mean_C11 / std_C11).cpu().double()).sum(dim=(1, 2, 3))
     if patch_embedding.bias is not None:
-        shift_D += patch_embedding.bias.detach()
-    return linear((weight_DCHW * (normalisation.scale / std_C11)).flatten(1), None), shift_D.to(weight_DCHW.dtype)
+        shift_D += patch_embedding.bias.detach().cpu()
+    patches = linear((weight_DCHW * (spec.scale / std_C11)).flatten(1), None)
+    return patches, shift_D.to(weight_DCHW.dtype).to(weight_DCHW.device)
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

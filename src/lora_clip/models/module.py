@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning.pytorch as pl
 import torch
 
-from lora_clip.errors import ModelError
 from lora_clip.models.adapters import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
-from lora_clip.models.clip import ImageEncoder, Normalisation, load_encoder
+from lora_clip.models.compute import Compute
+from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.types import EmbeddedBatch, PixelBatch
 
 
-class ClipEmbedder(pl.LightningModule):
+class EmbeddingModule(pl.LightningModule):
     """Embeds batches with the merged model; `output_dtype` is that of the embeddings it hands on.
 
-    The model is loaded in `configure_model`, straight onto the rank's device.
+    The model is loaded in `configure_model`, straight onto the rank's device, whatever `compute` says of that.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        normalisation: Normalisation,
-        image_size: tuple[int, int],
-        dtype: torch.dtype,
-        output_dtype: torch.dtype,
-        compile_model: bool = False,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, compute: Compute, output_dtype: torch.dtype) -> None:
         super().__init__()
-        self.checkpoint, self.normalisation, self.image_size = checkpoint, normalisation, image_size
-        self.model_dtype, self.output_dtype, self.compile_model = dtype, output_dtype, compile_model
-        self.encoder: ImageEncoder | None = None
-        self.adapter_summary: AdapterSummary | None = None
+        self.checkpoint, self.compute, self.output_dtype = checkpoint, compute, output_dtype
+        # no submodule: Lightning would cast (trainer.precision) and broadcast what was just merged, cast and checked
+        self.embedder: MergedEmbedder | None = None
+
+    @property
+    def adapter_summary(self) -> AdapterSummary | None:
+        """What the adapter is, once the model is loaded; None where there is none."""
+        return None if self.embedder is None else self.embedder.images.adapter
+
+    @property
+    def note(self) -> str | None:
+        """What a user may want to know of how the model runs, once it is loaded."""
+        return None if self.embedder is None else self.embedder.images.note
 
     def configure_model(self) -> None:
-        """Load, check and merge the model, once."""
-        if self.encoder is not None:
-            return
-        device = self.trainer.strategy.root_device
-        self.encoder, self.adapter_summary = load_encoder(self.checkpoint, self.normalisation, self.model_dtype, device)
-        if self.image_size != (self.encoder.image_size,) * 2:
-            raise ModelError(
-                f"base {self.checkpoint.base}: its preprocessor makes images of {self.image_size} pixels, "
-                f"its vision tower takes {self.encoder.image_size}"
-            )
-        if self.compile_model:
-            self.encoder.tower.compile(dynamic=False)
+        """Load, merge and check the model, once. Raises ModelError or AdapterError."""
+        if self.embedder is None:
+            device = self.trainer.strategy.root_device
+            self.embedder = MergedEmbedder(self.checkpoint, replace(self.compute, device=device)).load()
 
     def predict_step(self, batch: PixelBatch, batch_idx: int) -> EmbeddedBatch:
         """The batch's embeddings (B, D) in the output's dtype, on the device; nothing is waited for."""
-        assert self.encoder is not None
-        embeddings_BD = self.encoder(batch.pixels_BCHW).to(self.output_dtype)
+        assert self.embedder is not None
+        embeddings_BD = self.embedder.embed_images(batch.pixels_BCHW).to(self.output_dtype)
         batch.release()
         return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.work, batch.last)

@@ -1,0 +1,72 @@
+"""The seam between the job and its models: what an embedder does, and which family a base model belongs to.
+
+A new family is one new file (a subclass of `generic.Family`) and one line of FAMILIES; docs/extending.md adds one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lora_clip.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_clip.models.generic import Family
+    from lora_clip.types import PreprocessSpec
+
+FAMILIES = {
+    "clip": "lora_clip.models.clip:Clip",
+    "clip_vision_model": "lora_clip.models.clip:Clip",
+}
+"""The `model_type` of a checkpoint's config.json, and the module and class of its family, imported when it is met."""
+
+
+class Embedder(Protocol):
+    """One encoder with its adapter merged: `spec` says how its pixels are made, `width` is D."""
+
+    @property
+    def spec(self) -> PreprocessSpec:
+        """How images become the pixels that `embed_images` takes."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """The width D of an embedding."""
+        ...
+
+    def embed_images(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor | None:
+        """Embeddings (N, D) of texts, float32, of unit L2 norm; None where the model has no text tower."""
+        ...
+
+
+def find_family(folder: Path) -> Family:
+    """The family of the base model in `folder`. Raises ModelError for one that is not known, naming those that are."""
+    kind = read_config(folder).get("model_type")
+    if kind not in FAMILIES:
+        raise ModelError(
+            f"base {folder} is a model of type {kind}: those that can be embedded with are {', '.join(FAMILIES)}. "
+            "Another one takes a file and a line: docs/extending.md shows how"
+        )
+    module, _, name = FAMILIES[kind].partition(":")
+    return getattr(import_module(module), name)()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A base model's config.json. Raises ModelError where it is not one."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a model's config: a JSON object is expected")
+    return config

@@ -1,0 +1,177 @@
+"""Base + adapter as one embedder: loaded in float32, merged, cast, compiled, and then checked against the unmerged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from lora_clip.errors import AdapterError, ModelError
+from lora_clip.models.adapters import USE_BASE, AdapterSummary, attach, merge
+from lora_clip.models.base import find_family
+from lora_clip.models.checkpoint import Checkpoint
+from lora_clip.models.compute import Compute
+from lora_clip.models.encoder import ImageEncoder, least_cosine, lowest_cosine, probe
+from lora_clip.models.generic import Family, PlainTower, UnfitTowerError
+from lora_clip.models.text import TextEncoder
+from lora_clip.types import PreprocessSpec
+
+
+class MergedEmbedder:
+    """The Embedder of a checkpoint; each tower is loaded, merged and checked when it is first needed.
+
+    Never the base model in place of the adapted one: loading raises ModelError or AdapterError.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, compute: Compute | None = None) -> None:
+        self.checkpoint, self.compute = checkpoint, compute or Compute()
+        self.family = find_family(checkpoint.base_folder)
+        self.spec: PreprocessSpec = self.family.load_spec(checkpoint.base_folder)
+
+    def load(self) -> Self:
+        """Load the vision tower now, not with the first images. Raises ModelError or AdapterError."""
+        assert self.images.width
+        return self
+
+    @cached_property
+    def images(self) -> LoadedImages:
+        """The vision tower, ready to run."""
+        return load_images(self.family, self.checkpoint, self.spec, self.compute)
+
+    @cached_property
+    def texts(self) -> TextEncoder | None:
+        """The text tower with its tokenizer; None where the checkpoint has none."""
+        base, adapter = self.checkpoint.base_folder, self.checkpoint.adapter_folder
+        return TextEncoder(self.family, base, adapter) if self.family.has_text(base) else None
+
+    @property
+    def width(self) -> int:
+        """The width D of an embedding."""
+        return self.images.width
+
+    def embed_images(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm."""
+        return self.images.encoder(pixels_BCHW)
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor | None:
+        """Embeddings (N, D) of texts, float32, of unit L2 norm; None where the model has no text tower."""
+        return None if self.texts is None else self.texts(texts)
+
+
+@dataclass(frozen=True)
+class LoadedImages:
+    """The network that embeds images, what its adapter is, and what a user may want to know of how it runs."""
+
+    encoder: ImageEncoder
+    width: int
+    adapter: AdapterSummary | None
+    note: str | None = None
+
+
+def load_images(family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, compute: Compute) -> LoadedImages:
+    """The network for images: the family's accelerator where it agrees with transformers' model, else that model.
+
+    Raises ModelError or AdapterError, also where the network that would run differs from the unmerged model.
+    """
+    note = None
+    if family.accelerator is not None:
+        try:
+            return _build(family.accelerator, family, checkpoint, spec, compute)
+        except UnfitTowerError as error:
+            note = f"the fast {family.name} tower {error}: transformers' own model runs in its place, more slowly"
+    try:
+        # from the files again: an accelerator takes weights over and casts them
+        return replace(_build(partial(PlainTower, family), family, checkpoint, spec, compute), note=note)
+    except UnfitTowerError as error:
+        raise _disagreement(checkpoint, compute, str(error)) from error
+
+
+def _build(
+    tower: Callable[[nn.Module, PreprocessSpec], nn.Module],
+    family: Family,
+    checkpoint: Checkpoint,
+    spec: PreprocessSpec,
+    compute: Compute,
+) -> LoadedImages:
+    """The network with `tower` made of the merged weights. Raises UnfitTowerError where it differs from transformers'.
+
+    What is checked is what will run: after the merge, the cast and the compilation, at the batch's shape.
+    """
+    vision, expected_BD, adapter = _load_merged(family, checkpoint, spec, compute.device)
+    encoder = ImageEncoder(tower(vision, spec)).prepare(compute)
+    with _compiler():
+        cosine, least = lowest_cosine(expected_BD, encoder, compute, spec), least_cosine(compute.dtype)
+    if not cosine >= least:  # nor is NaN
+        raise UnfitTowerError(f"differs from the unmerged model (cosine {cosine:.6f}, at least {least} is expected)")
+    return LoadedImages(encoder, expected_BD.shape[1], adapter)
+
+
+@contextmanager
+def _compiler() -> Iterator[None]:
+    """torch.compile at work, which it is when a network first runs: what it cannot do becomes a ModelError."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        found = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ModelError(
+            f"model.compile=true: the model cannot be compiled here ({found}). model.compile=false does without"
+        ) from error
+
+
+def _load_merged(
+    family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, device: torch.device
+) -> tuple[nn.Module, torch.Tensor, AdapterSummary | None]:
+    """A vision tower with the adapter in its weights, and what the unmerged model made of the probe, (B, D)."""
+    vision, folder = family.load_vision(checkpoint.base_folder).to(device), checkpoint.adapter_folder
+    _check_size(family, vision, checkpoint, spec)
+    reference, probe_BCHW = ImageEncoder(PlainTower(family, vision, spec)), probe(spec, device)
+    base_BD = _embed(reference, probe_BCHW)
+    if folder is None:
+        return vision, base_BD, None
+    model, summary = attach(family, vision, folder)
+    adapted_BD = _embed(reference, probe_BCHW)
+    if torch.equal(base_BD, adapted_BD):
+        raise AdapterError(
+            f"adapter {folder} changes nothing: with its {summary.layers} layers the embeddings are the base model's, "
+            f"bit for bit (was it saved before training?). {USE_BASE}"
+        )
+    merge(model, folder)
+    return vision, adapted_BD, summary
+
+
+@torch.inference_mode()
+def _embed(encoder: ImageEncoder, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+    return encoder(pixels_BCHW)
+
+
+def _check_size(family: Family, vision: nn.Module, checkpoint: Checkpoint, spec: PreprocessSpec) -> None:
+    """Raises ModelError where the tower does not take the images that the preprocessor makes."""
+    config: Any = vision.config
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    takes = (size, size) if isinstance(size, int) else size and tuple(size)
+    if not family.any_size and takes and takes != spec.crop:
+        raise ModelError(
+            f"base {checkpoint.base}: its preprocessor makes images of {spec.crop} pixels, "
+            f"its vision tower takes {takes}"
+        )
+
+
+def _disagreement(checkpoint: Checkpoint, compute: Compute, found: str) -> ModelError:
+    """The network that would run is not the model that was asked for: what was found, and what to type."""
+    adapter = checkpoint.adapter_folder
+    kind, whose = (ModelError, f"base {checkpoint.base}") if adapter is None else (AdapterError, f"adapter {adapter}")
+    if compute.compile:
+        advice = "model.compile=false does without torch.compile"
+    elif compute.dtype != torch.float32:
+        advice = "model.dtype=float32 computes exactly"
+    else:
+        advice = f"pip install -U torch transformers{'' if adapter is None else ' peft'}, or report this"
+    dtype = str(compute.dtype).removeprefix("torch.")
+    return kind(f"{whose}: what would run in {dtype} {found}. {advice}")

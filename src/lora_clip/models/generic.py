@@ -1,0 +1,175 @@
+"""A family of models run by transformers' own classes: the road that always works.
+
+A family subclasses `Family` and says what is its own: class names, and whatever differs from the methods below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lora_clip.errors import ModelError
+from lora_clip.models.base import read_config
+from lora_clip.models.preprocess import load_spec
+from lora_clip.models.quiet import quiet_transformers
+from lora_clip.types import PreprocessSpec
+
+TOKENIZER_MARKS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+"""A folder with one of these files has a tokenizer."""
+
+
+class UnfitTowerError(Exception):
+    """A network cannot stand for a vision tower, and why: what follows "the fast tower …"."""
+
+
+class Family:
+    """How models of one kind are loaded, run and adapted; everything in float32.
+
+    `vision_modules` and `text_modules` are the names, in the family's whole model, of the modules that make the
+    embeddings of images and of texts, the tower first: by them an adapter's weights are told apart, and placed.
+    """
+
+    name: ClassVar[str]
+    vision_class: ClassVar[str]
+    text_class: ClassVar[str | None] = None
+    tokenizer_class: ClassVar[str] = "AutoTokenizer"
+    vision_modules: ClassVar[tuple[str, ...]] = ("vision_model", "visual_projection")
+    text_modules: ClassVar[tuple[str, ...]] = ("text_model", "text_projection")
+    any_size: ClassVar[bool] = False
+    """Whether the tower takes images of other sizes than its config's `image_size`."""
+    accelerator: ClassVar[type[nn.Module] | None] = None
+    """A faster network with PlainTower's methods, called with the vision tower and the spec of its pixels.
+
+    It takes the tower's weights over, or raises UnfitTowerError; it is used only where it gives the same embeddings.
+    """
+
+    def load_spec(self, folder: Path) -> PreprocessSpec:
+        """How a checkpoint's images become pixels. Raises ModelError."""
+        return load_spec(folder)
+
+    def load_vision(self, folder: Path) -> nn.Module:
+        """The tower that makes image embeddings. Raises ModelError for another model or a part of one."""
+        return load_tower(folder, self.vision_class, self.vision_config, f"a {self.name} vision model")
+
+    def load_text(self, folder: Path) -> nn.Module:
+        """The tower that makes text embeddings. Raises ModelError for another model or a part of one."""
+        assert self.text_class is not None, "ask has_text first"
+        return load_tower(folder, self.text_class, self.text_config, f"a {self.name} text model")
+
+    def has_text(self, folder: Path) -> bool:
+        """Whether a checkpoint holds a text tower too."""
+        return self.text_class is not None and "text_config" in read_config(folder)
+
+    def vision_config(self, folder: Path) -> Any:
+        """The config to load the vision tower with; None is what transformers takes by itself."""
+        return None
+
+    def text_config(self, folder: Path) -> Any:
+        """The config to load the text tower with; None is what transformers takes by itself."""
+        return None
+
+    def embed_images(self, vision: nn.Module, values_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D), of any norm, of normalised pixels."""
+        return embedding_of(getattr(vision, "get_image_features", vision)(pixel_values=values_BCHW))
+
+    def embed_texts(self, text: nn.Module, tokens: Any) -> torch.Tensor:
+        """Embeddings (N, D), of any norm, of what `tokenize` gave."""
+        return embedding_of(getattr(text, "get_text_features", text)(**tokens))
+
+    def load_tokenizer(self, folder: Path) -> Any:
+        """The tokenizer of the text tower. Raises ModelError."""
+        import transformers
+
+        if not any((folder / name).is_file() for name in TOKENIZER_MARKS):
+            raise ModelError(f"base {folder} has no tokenizer (tokenizer.json): only images can be searched for")
+        try:
+            with quiet_transformers():
+                return getattr(transformers, self.tokenizer_class).from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers meets untrusted files here
+            raise ModelError(
+                f"the tokenizer of base {folder} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    def tokenize(self, tokenizer: Any, texts: Sequence[str], context: int) -> Any:
+        """What the text tower takes of texts, each cut after `context` tokens."""
+        return tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=context,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+
+
+class PlainTower(nn.Module):
+    """Transformers' own vision tower on uint8 pixels; it computes in the dtype of its weights."""
+
+    def __init__(self, family: Family, vision: nn.Module, spec: PreprocessSpec) -> None:
+        super().__init__()
+        self.family, self.vision, self.scale = family, vision, spec.scale
+        device = next(vision.parameters()).device
+        for name, values in (("mean_C11", spec.mean), ("std_C11", spec.std)):
+            self.register_buffer(
+                name, torch.tensor(values, dtype=torch.float32, device=device)[:, None, None], persistent=False
+            )
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D) of uint8 pixels (B, C, H, W), not yet of unit norm."""
+        # normalised in float32 whatever the model's dtype: 8 bits of a pixel and its mean do not fit into bfloat16
+        values_BCHW = (pixels_BCHW.float() * self.scale - self.mean_C11) / self.std_C11  # type: ignore[operator]
+        return self.family.embed_images(self.vision, values_BCHW.to(next(self.vision.parameters()).dtype))
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Let everything but the normalisation be computed in `dtype`."""
+        self.vision.to(dtype)
+
+
+def load_tower(folder: Path, class_name: str, config_of: Callable[[Path], Any], what: str) -> nn.Module:
+    """A transformers model in float32, every weight of it found in the folder's safetensors files, and finite.
+
+    Raises ModelError. No code that lies in the folder is run.
+    """
+    import transformers
+
+    try:
+        with quiet_transformers():
+            given = {} if (config := config_of(folder)) is None else {"config": config}
+            loaded: Any = getattr(transformers, class_name).from_pretrained(
+                folder,
+                **given,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers meets untrusted files here
+        raise ModelError(f"base {folder} cannot be loaded as {what}: {type(error).__name__}: {error}") from error
+    model, info = loaded
+    if lacking := sorted(info["missing_keys"]):
+        raise ModelError(f"base {folder} lacks {len(lacking)} weights of {what}, such as {lacking[0]}")
+    # a sum is finite where all its terms are, and takes a tenth of the time of isfinite over all of them
+    if broken := sorted(name for name, weight in model.named_parameters() if not weight.sum().isfinite()):
+        raise ModelError(f"base {folder}: {len(broken)} weights are not finite, such as {broken[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def embedding_of(output: Any) -> torch.Tensor:
+    """The embedding (B, D) in what a transformers model returned.
+
+    `get_image_features` returns the projected tensor in transformers 4, and in 5 an object whose `pooler_output` is
+    that tensor; models with projection say `image_embeds`, and towers alone pool. Raises ModelError where nothing is.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    for name in ("image_embeds", "text_embeds", "pooler_output"):
+        if (embedding_BD := getattr(output, name, None)) is not None:
+            return embedding_BD
+    raise ModelError(
+        f"the model returns a {type(output).__name__} without a pooled embedding: "
+        "its family says in embed_images how one is made (docs/extending.md)"
+    )
