@@ -104,8 +104,7 @@ def test_a_key_that_the_schema_lacks_is_refused_in_conf_too(tmp_path: Path) -> N
 
 
 def test_the_sentences_say_what_the_code_does() -> None:
-    from lora_clip.app.launch import BATCH_SIZES
-    from lora_clip.models.compute import DTYPES
+    from lora_clip.models.compute import BATCH_SIZES, DTYPES
     from lora_clip.pixels.decode import DECODINGS
 
     known = {key.name: key for key in schema.KEYS}

@@ -28,10 +28,12 @@ COMMANDS = {
     "serve": "Open a search page over outputs on this machine.",
     "evaluate": "Tell how well the captions or labels of an output find its images, and images their texts.",
     "compare": "Show which of several outputs finds best, and what changed between two.",
+    "embed-text": "Embed the lines of a text file, by the model of an output or any other.",
+    "classify": "Give each image of an output the best of some labels.",
     "benchmark": "Measure the job beside the loops that people write.",
     "completion": "Print what completes commands and keys in a shell.",
 }
-"""Every sub-command with its sentence; each is a module of that name in `subcommands`, but for `embed`."""
+"""Every sub-command with its sentence; each is a module in `subcommands`, with _ for -, but for `embed`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     for name, sentence in COMMANDS.items():
         command = commands.add_parser(name, formatter_class=as_it_stands)
         if name == chosen:
-            _fill(command, sentence, import_module(f"lora_clip.app.subcommands.{name}"))
+            _fill(command, sentence, import_module(f"lora_clip.app.subcommands.{name.replace('-', '_')}"))
     return parser
 
 

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from lora_clip.app.exits import on_sigterm
 from lora_clip.errors import ConfigError
 from lora_clip.io.process import node_cores
+from lora_clip.models.compute import auto_batch_size
 
 AUTO = "auto"
-BATCH_SIZES = {"cpu": 64, "cuda": 256}
 # No device needs more: ViT-B/32 on an H100 takes at most some 34,000 images/s, a core decodes 500. And every worker
 # costs memory: four batches in the ring, 154 MB at 256 images of 224 pixels.
 MAX_WORKERS = 64
@@ -129,7 +129,7 @@ def ranks_of(trainer: pl.Trainer) -> int:
 def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:
     """Images per device and batch: as given; `auto` is what keeps a device of this kind busy, whatever the machine."""
     if batch_size == AUTO:
-        return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+        return auto_batch_size(device.type)
     return int(batch_size)
 
 

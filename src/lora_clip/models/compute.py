@@ -9,6 +9,7 @@ import torch
 from lora_clip.errors import ConfigError
 
 CPU = torch.device("cpu")
+BATCH_SIZES = {"cpu": 64, "cuda": 256}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,6 +36,11 @@ def resolve_dtype(name: str, device_type: str) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"model.dtype={name}: auto, {', '.join(DTYPES)} are known")
     return DTYPES[name]
+
+
+def auto_batch_size(device_type: str) -> int:
+    """How many images at a time keep a device of this kind busy, whatever the machine."""
+    return BATCH_SIZES.get(device_type, BATCH_SIZES["cpu"])
 
 
 def _has_bfloat16(device_type: str) -> bool:

@@ -15,7 +15,7 @@ from lora_clip.output.store import Store
 OUTDATED = ("manifest.json", "report.html")
 """What no longer holds once more is wanted than there is."""
 FOLDERS = (*SUFFIXES, "parts", "ranks", "timeline", "index")
-FILES = (*OUTDATED, "search.html", "compare.html", "inputs.jsonl", "fingerprint.json", "runs.jsonl")
+FILES = (*OUTDATED, "search.html", "compare.html", "labels.parquet", "inputs.jsonl", "fingerprint.json", "runs.jsonl")
 
 
 def recover(store: Store, targets: Mapping[int, int], before: Snapshot | None = None) -> Snapshot:
