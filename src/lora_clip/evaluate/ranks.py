@@ -3,6 +3,7 @@
 Legend, beside that of `types.py`:
     Q  texts, each with one or more images
     P  images of one text
+    A  texts with one image alone: the usual case of captions, counted all at once
 """
 
 from __future__ import annotations
@@ -40,14 +41,22 @@ def rank(texts_QD: np.ndarray, text_of_N: np.ndarray, parts: Parts) -> Ranks:
     own_N = _own_cosines(texts_QD, text_of_N, parts)
     of_text = [np.sort(own_N[text_of_N == text]) for text in range(len(texts_QD))]
     before = [np.zeros(len(own_P), np.int64) for own_P in of_text]
+    alone_A = np.array([text for text, own_P in enumerate(of_text) if len(own_P) == 1], np.intp)
+    several = [(text, own_P) for text, own_P in enumerate(of_text) if len(own_P) > 1]
+    before_A, own_A1 = np.zeros(len(alone_A), np.int64), np.array([of_text[text] for text in alone_A]).reshape(-1, 1)
     text_ranks, start = [], 0
     for part_ND in parts():
         here = slice(start, start := start + len(part_ND))
         cosines_QN = texts_QD @ part_ND.T
         text_ranks.append(_text_ranks(cosines_QN, own_N[here], text_of_N[here]))
-        for text, own_P in enumerate(of_text):
+        before_A += (cosines_QN[alone_A] >= own_A1).sum(axis=1) - np.isin(
+            alone_A, text_of_N[here]
+        )  # less its own image
+        for text, own_P in several:
             wrong_n = cosines_QN[text, text_of_N[here] != text]
             before[text] += _at_least(wrong_n, own_P)
+    for text, wrong in zip(alone_A.tolist(), before_A, strict=True):
+        before[text][:] = wrong
     ranks = [wrong_P + np.arange(len(wrong_P), 0, -1) for wrong_P in before]
     precisions = [float(np.mean(np.arange(len(ranks_P), 0, -1) / ranks_P)) for ranks_P in ranks]
     return Ranks(np.array([ranks_P[-1] for ranks_P in ranks]), np.array(precisions), np.concatenate(text_ranks))
