@@ -12,7 +12,10 @@ from typing import Any
 from lora_clip.errors import AdapterError, ModelError
 
 BASE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.index.json")
-TOKENIZER_FILES = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
