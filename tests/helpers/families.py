@@ -236,6 +236,15 @@ CASES = {
         ["query", "value", "expand_conv", "project_conv"],
     ),
     "aimv2": Case("Aimv2Model", "Aimv2Config", both({}, **PROJECTED), "CLIPImageProcessorPil", CLIP_PROCESSOR),
+    "aimv2_vision_model": Case(
+        "Aimv2VisionModel",
+        "Aimv2VisionConfig",
+        VISION,
+        "CLIPImageProcessorPil",
+        CLIP_PROCESSOR,
+        texts=False,
+        vision=None,
+    ),
     "clipseg": Case(
         "CLIPSegModel",
         "CLIPSegConfig",

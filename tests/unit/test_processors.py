@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ import transformers
 from PIL import Image, ImageOps
 
 from helpers.images import encode, jpeg, photo
+from helpers.models import save_base
+from lora_clip.models.checkpoint import digests, find_checkpoint
+from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.preprocess import parse_spec
 from lora_clip.pixels.decode import orientation, prepare
+from lora_clip.search.query import QueryEncoder
 from lora_clip.types import PreprocessSpec
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -138,6 +143,26 @@ def test_a_large_photograph_is_turned_as_well_when_decoded_fast() -> None:
 def test_a_tag_that_says_nothing_turns_nothing(turn: object) -> None:
     assert orientation(tagged(turn, "JPEG")) == 1
     assert orientation(jpeg()) == orientation(b"") == orientation(b"\xff\xd8 Exif\0\0 no image") == 1
+
+
+def test_a_query_is_turned_as_the_images_were(tmp_path: Path) -> None:
+    base = str(save_base(tmp_path / "base"))
+    spec = replace(MergedEmbedder(find_checkpoint(base, None)).spec, orientation="exif")
+    fingerprint = {
+        **digests(find_checkpoint(base, None)),
+        "preprocessing": spec.to_json(),
+        "decode": "exact",
+    }
+    encoder = QueryEncoder.of({"model": {"base": base, "adapter": None}, "fingerprint": fingerprint})
+    data = tagged(6, "PNG")
+    with Image.open(io.BytesIO(data)) as image:
+        upright = encode(ImageOps.exif_transpose(image), "PNG")
+    assert encoder.image(data) @ encoder.image(upright) > 0.9999 > encoder.image(data) @ encoder.image(untagged(data))
+
+
+def untagged(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as image:
+        return encode(Image.fromarray(np.array(image)), "PNG")
 
 
 def test_only_another_orientation_than_the_default_is_in_the_fingerprint() -> None:

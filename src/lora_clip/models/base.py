@@ -36,6 +36,7 @@ FAMILIES = {
     "chinese_clip": "lora_clip.models.whole:ChineseClip",
     "align": "lora_clip.models.whole:Align",
     "aimv2": "lora_clip.models.whole:Aimv2",
+    "aimv2_vision_model": "lora_clip.models.whole:Aimv2Vision",
     "clipseg": "lora_clip.models.whole:ClipSeg",
 }
 """The `model_type` of a checkpoint's config.json, and the module and class of its family, imported when it is met."""

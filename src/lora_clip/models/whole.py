@@ -5,12 +5,12 @@ The tower that is not wanted is dropped once the model is loaded.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from lora_clip.models.clip_tower import VisionTower
-from lora_clip.models.generic import Family
+from lora_clip.models.generic import POOLED, Family
 
 
 class AltClip(Family):
@@ -47,7 +47,16 @@ class Aimv2(Family):
     """AIMv2 with its text tower (aimv2-large-patch14-224-lit)."""
 
     name = "AIMv2"
-    vision_class = text_class = "Aimv2Model"
+    vision_class = "Aimv2Model"
+    text_class: ClassVar[str | None] = "Aimv2Model"
+
+
+class Aimv2Vision(Aimv2):
+    """AIMv2's vision tower alone, where it pools (`use_head`)."""
+
+    vision_class = "Aimv2VisionModel"
+    text_class = None
+    note = POOLED
 
 
 class ClipSeg(Family):
