@@ -101,6 +101,23 @@ def test_the_worked_example_embeds_images_and_texts(bases: dict[str, Path], tmp_
     assert check(BLIP, base, adapter, bool(tower)).images.note is None
 
 
+def test_texts_are_lower_cased_as_the_checkpoints_tokenizer_does(tmp_path: Path) -> None:
+    """By Siglip2Tokenizer, as transformers saves it; and BERT's, whose tokens come with types."""
+    siglip = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "a", "b", "c", "▁"])
+    bert = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"])
+    kinds = {"siglip": (transformers.Siglip2Tokenizer, siglip), "chinese_clip": (transformers.BertTokenizer, bert)}
+    for name, (kind, words) in kinds.items():
+        base = CASES[name].save(tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (base / file).unlink()
+        kind(vocab={word: number for number, word in enumerate(words)}).save_pretrained(base)
+        texts = ["A b C", "c", "a b c"]
+        found_ND = embedder_of(base).embed_texts(texts)
+        assert found_ND is not None
+        assert lowest_cosine(found_ND, CASES[name].embedded_texts(base, None, texts)) >= 0.9999
+        assert found_ND[0] @ found_ND[2] > 0.9999 > found_ND[0] @ found_ND[1]
+
+
 def test_naflex_is_refused_with_what_to_do(tmp_path: Path) -> None:
     base = CASES["siglip2"].save(tmp_path / "base")
     transformers.Siglip2ImageProcessorPil(patch_size=8).save_pretrained(base)
