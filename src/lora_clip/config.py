@@ -80,6 +80,7 @@ Extensions = Annotated[Any, Takes("an extension, a list of them, or null", eithe
 Functions = Annotated[Any, Takes("a list of module:function", list_of(is_function_name))]
 ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL, is_name))]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
+Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 ComputeType = Annotated[
     Any, Takes("auto, float32, bfloat16 or float16", one_of("auto", "float32", "bfloat16", "float16"))
 ]
@@ -107,6 +108,9 @@ class Data:
     decode: Annotated[
         Decoding, "fast: JPEGs much larger than the model's input are decoded at a part of their size"
     ] = "exact"
+    orientation: Annotated[
+        Orientation, "exif: turn photographs upright by their EXIF tag; ignore: as transformers' processors do"
+    ] = "ignore"
     image_key: Annotated[
         Extensions, "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image"
     ] = None

@@ -89,7 +89,8 @@ class Reject:
 class PreprocessSpec:
     """How pixels are made: resize (shortest edge, or height and width), centre crop, then (x * scale - mean) / std.
 
-    Sizes in pixels; `resize` None leaves the size as it is. `interpolation` is `bilinear` or `bicubic`.
+    Sizes in pixels; `resize` None leaves the size as it is. `interpolation` is the name of one of Pillow's filters.
+    `orientation` is what is done with the EXIF tag: `ignore`, as transformers' processors do, or `exif`: turn upright.
     """
 
     resize: int | tuple[int, int] | None
@@ -98,10 +99,12 @@ class PreprocessSpec:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    orientation: str = "ignore"
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values, for the fingerprint."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The spec as plain JSON values, for the fingerprint; `orientation` only where it is not the default."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return values if self.orientation != "ignore" else {k: v for k, v in values.items() if k != "orientation"}
 
 
 @dataclass(slots=True)

@@ -277,3 +277,10 @@ def test_hub_out_of_reach(base: str | None, adapter: str | None) -> None:
 def test_name_of_neither_folder_nor_repository(name: str) -> None:
     with pytest.raises(ModelError, match=r"no such folder, and no name of a hub repository"):
         find_checkpoint(name, None)
+
+
+def test_open_clips_own_files_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"x")
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"no config\.json.*open_clip's own files.*transformers' form"):
+        find_checkpoint(str(tmp_path), None)

@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[2]
 CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
     "data.folder": None, "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
-    "data.decode": "exact", "data.image_key": None, "data.stages": [],
+    "data.decode": "exact", "data.orientation": "ignore", "data.image_key": None, "data.stages": [],
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
@@ -158,6 +158,7 @@ REFUSED = {
     "data.decode=quick": "data.decode=quick: give exact or fast",
     "data.image_key=[jpg,3]": "data.image_key=[jpg,3]: give an extension, a list of them, or null",
     "data.shards={a:1}": "data.shards={a:1}: give a path, a list of paths, or null",
+    "data.orientation=upright": "data.orientation=upright: give ignore or exif",
     "data.stages=[keep]": "data.stages=[keep]: give a list of module:function",
     "data.stages=mine:keep": "data.stages=mine:keep: give a list of module:function",
     "model.adapter=[a,b]": "model.adapter=[a,b]: give one hub name or folder, or null",

@@ -1,100 +1,160 @@
-"""A family of models is a file and a line: SigLIP, as docs/extending.md has it, from checkpoint to embedding."""
+"""Every family against transformers and PEFT alone, and the one that docs/extending.md adds, from file to embedding."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from helpers.models import lowest_cosine, quiet_peft, random_pixels, save_adapter, save_base, spread
+from helpers.families import BERT, CASES, SQUASH, VISION, Case, both
+from helpers.models import edit_config, lowest_cosine, random_pixels, save_base
 from lora_clip.errors import ModelError
 from lora_clip.models import base as registry
 from lora_clip.models.checkpoint import find_checkpoint
+from lora_clip.models.clip_tower import VisionTower
 from lora_clip.models.compute import Compute
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.generic import Family, PlainTower, embedding_of
-from lora_clip.models.quiet import quiet_transformers
 
 PROJECT = Path(__file__).parents[2]
-EXAMPLE = PROJECT / "examples" / "siglip.py"
-PIXELS_BCHW = random_pixels(4)
-TEXTS = ["a b", "c"]
+EXAMPLE = PROJECT / "examples" / "blip.py"
+TEXTS = ["A b", "c", "d a B c a d", "a " * 40]
+FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip")
+BLIP = Case(
+    "BlipForImageTextRetrieval",
+    "BlipConfig",
+    both({**BERT, "encoder_hidden_size": 32}, VISION, image_text_hidden_size=16),
+    "BlipImageProcessorPil",
+    SQUASH,
+    ["qkv", "query", "value"],
+    embed=lambda whole, values: whole.vision_proj(whole.vision_model(values)[0][:, 0]),
+    embed_texts=lambda whole, tokens: whole.text_proj(whole.text_encoder(**asked(tokens))[0][:, 0]),
+)
+
+
+def asked(tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 @pytest.fixture
-def family(monkeypatch: pytest.MonkeyPatch) -> None:
+def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's file and its line in the registry."""
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-    monkeypatch.setitem(registry.FAMILIES, "siglip", "siglip:Siglip")
-    monkeypatch.delitem(sys.modules, "siglip", raising=False)
+    monkeypatch.setitem(registry.FAMILIES, "blip", "blip:Blip")
+    monkeypatch.delitem(sys.modules, "blip", raising=False)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SigLIP of random weights, its processor and a tokenizer of letters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("siglip") / "base"
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokens = {"vocab_size": 64, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    text = {**tower, **tokens, "projection_size": 32}
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}))
-    spread(model, seed=0)
-    letters = Tokenizer(models.WordLevel({"?": 0, "</s>": 1, "a": 2, "b": 3, "c": 4}, unk_token="?"))
-    letters.pre_tokenizer = pre_tokenizers.Whitespace()
-    with quiet_transformers():
-        model.save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="</s>", unk_token="?").save_pretrained(folder)
-    return folder
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved model of every family."""
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: case.save(folder / name) for name, case in {**CASES, "blip": BLIP}.items()}
 
 
-def reference(base: Path, adapter: Path | None, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the images and texts by transformers and PEFT alone."""
-    from peft import PeftModel
+def embedder_of(base: Path, adapter: Path | None = None) -> MergedEmbedder:
+    return MergedEmbedder(find_checkpoint(str(base), adapter and str(adapter)), Compute(batch_size=4))  # type: ignore[arg-type]
 
-    with quiet_transformers(), quiet_peft():
-        model: Any = SiglipModel.from_pretrained(base).eval()
-        part = {"SiglipModel": model, "SiglipVisionModel": model.vision_model}[kind]
-        if adapter is not None:
-            PeftModel.from_pretrained(part, str(adapter)).eval()
-    values = SiglipImageProcessorPil.from_pretrained(base)(list(PIXELS_BCHW), return_tensors="pt")["pixel_values"]
-    ids = torch.tensor([[2, 3, *[1] * 6], [4, *[1] * 7]])
+
+def check(case: Case, base: Path, adapter: Path | None, tower: bool = False) -> MergedEmbedder:
+    """Embeddings of images and texts are transformers' own; an adapter of a tower alone leaves texts as they are."""
+    embedder = embedder_of(base, adapter)
+    pixels_BCHW = random_pixels(4, embedder.spec.crop[0])
     with torch.inference_mode():
-        images, texts = model.get_image_features(pixel_values=values), model.get_text_features(input_ids=ids)
-    return tuple(functional.normalize(embedding_of(one), dim=-1) for one in (images, texts))  # type: ignore[return-value]
-
-
-@pytest.mark.usefixtures("family")
-@pytest.mark.parametrize("kind", [None, "SiglipModel", "SiglipVisionModel"])
-def test_the_worked_example_embeds_images_and_texts(base: Path, tmp_path: Path, kind: str | None) -> None:
-    adapter = save_adapter(tmp_path / "adapter", base, kind) if kind else None
-    embedder = MergedEmbedder(find_checkpoint(str(base), adapter and str(adapter)), Compute(batch_size=4))  # type: ignore[arg-type]
-    images_BD, texts_ND = reference(base, adapter, kind or "SiglipModel")
-    with torch.inference_mode():
-        found_BD, found_ND = embedder.embed_images(PIXELS_BCHW), embedder.embed_texts(TEXTS)
-    assert found_ND is not None and embedder.width == 32
-    assert lowest_cosine(found_BD, images_BD) >= 0.9999
-    assert lowest_cosine(found_ND, texts_ND) >= 0.9999
-    assert isinstance(embedder.images.encoder.tower, PlainTower) and embedder.images.note is None
+        found_BD, found_ND = embedder.embed_images(pixels_BCHW), embedder.embed_texts(TEXTS)
+    assert lowest_cosine(found_BD, case.images(base, adapter, pixels_BCHW, tower)) >= 0.9999
+    assert (found_ND is not None) == case.texts
+    if found_ND is not None:
+        expected_ND = case.embedded_texts(base, None if tower else adapter, TEXTS)
+        assert lowest_cosine(found_ND, expected_ND) >= 0.9999
+        assert found_ND.shape[1] == embedder.width
     if adapter is not None:
-        assert lowest_cosine(found_BD, reference(base, None, "SiglipModel")[0]) < 0.999, "the adapter must matter"
+        assert lowest_cosine(found_BD, case.images(base, None, pixels_BCHW)) < 0.9995, "the adapter must matter"
+    return embedder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_family_embeds_as_transformers_does(name: str, bases: dict[str, Path]) -> None:
+    embedder = check(CASES[name], bases[name], None)
+    assert isinstance(embedder.images.encoder.tower, VisionTower if name in FAST else PlainTower)
+    alone = not CASES[name].texts and name not in FAST
+    assert (embedder.images.note is not None and "pooled output" in embedder.images.note) == alone
+
+
+@pytest.mark.parametrize("tower", [False, True], ids=["whole", "tower"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_familys_adapter_is_merged(name: str, tower: bool, bases: dict[str, Path], tmp_path: Path) -> None:
+    case = CASES[name]
+    if tower and case.vision is None:
+        pytest.skip("the tower is the whole")
+    check(case, bases[name], case.save_adapter(tmp_path / "adapter", bases[name], tower), tower)
+
+
+@pytest.mark.usefixtures("example")
+@pytest.mark.parametrize("tower", [None, False, True])
+def test_the_worked_example_embeds_images_and_texts(bases: dict[str, Path], tmp_path: Path, tower: bool | None) -> None:
+    base = bases["blip"]
+    adapter = None if tower is None else BLIP.save_adapter(tmp_path / "adapter", base, tower)
+    assert check(BLIP, base, adapter, bool(tower)).images.note is None
+
+
+def test_texts_are_lower_cased_as_the_checkpoints_tokenizer_does(tmp_path: Path) -> None:
+    """By Siglip2Tokenizer, as transformers saves it; and BERT's, whose tokens come with types."""
+    siglip = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "a", "b", "c", "▁"])
+    bert = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"])
+    kinds = {"siglip": (transformers.Siglip2Tokenizer, siglip), "chinese_clip": (transformers.BertTokenizer, bert)}
+    for name, (kind, words) in kinds.items():
+        base = CASES[name].save(tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (base / file).unlink()
+        kind(vocab={word: number for number, word in enumerate(words)}).save_pretrained(base)
+        texts = ["A b C", "c", "a b c"]
+        found_ND = embedder_of(base).embed_texts(texts)
+        assert found_ND is not None
+        assert lowest_cosine(found_ND, CASES[name].embedded_texts(base, None, texts)) >= 0.9999
+        assert found_ND[0] @ found_ND[2] > 0.9999 > found_ND[0] @ found_ND[1]
+
+
+def test_naflex_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    base = CASES["siglip2"].save(tmp_path / "base")
+    transformers.Siglip2ImageProcessorPil(patch_size=8).save_pretrained(base)
+    with pytest.raises(ModelError, match=r"naflex.*siglip2-base-patch16-224.*SiglipImageProcessor"):
+        embedder_of(base)
+    transformers.SiglipImageProcessorPil(size={"height": 36, "width": 32}).save_pretrained(base)
+    with pytest.raises(ModelError, match="not whole patches of 8"):
+        embedder_of(base)
+
+
+def test_siglip_2_takes_images_that_are_no_squares(tmp_path: Path) -> None:
+    """Flat patches, row by row, as transformers' own processor cuts them."""
+    case, base = CASES["siglip2"], CASES["siglip2"].save(tmp_path / "base")
+    transformers.SiglipImageProcessorPil(size={"height": 16, "width": 48}).save_pretrained(base)
+    pixels_BCHW = random_pixels(3, 48)[:, :, :16]
+    processor = transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=12, do_resize=False)
+    images = [image.permute(1, 2, 0).numpy() for image in pixels_BCHW]
+    with torch.inference_mode():
+        inputs = processor(images, return_tensors="pt")
+        expected_BD = embedding_of(case.load(base).get_image_features(**inputs))
+        assert lowest_cosine(embedder_of(base).embed_images(pixels_BCHW), expected_BD) >= 0.9999
+
+
+def test_code_in_a_checkpoint_is_never_run(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = CASES["dinov2"].save(tmp_path / "base")
+    edit_config(base / "config.json", model_type="jina_clip", auto_map={"AutoModel": "modeling.Model"})
+    with pytest.raises(ModelError, match=r"of type jina_clip.*auto_map.*never run.*docs/extending\.md"):
+        embedder_of(base)
 
 
 def test_the_page_holds_the_very_code() -> None:
     assert EXAMPLE.read_text() in (PROJECT / "docs" / "extending.md").read_text()
 
 
-def test_without_its_line_the_page_is_named(base: Path) -> None:
-    with pytest.raises(ModelError, match=r"of type siglip: .* clip, clip_vision_model.*docs/extending\.md"):
-        MergedEmbedder(find_checkpoint(str(base), None))
+def test_without_its_line_the_page_is_named(bases: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=r"of type blip: .* clip, clip_vision_model.*docs/extending\.md"):
+        embedder_of(bases["blip"])
 
 
 def test_every_family_of_the_registry_is_there() -> None:
@@ -115,10 +175,10 @@ def test_an_embedding_is_found_in_whatever_a_model_returns() -> None:
 def test_a_whole_model_is_asked_for_its_image_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lora_clip.models.clip import Clip
 
-    base = save_base(tmp_path / "base")
+    base, pixels_BCHW = save_base(tmp_path / "base"), random_pixels(4)
     with torch.inference_mode():
-        expected_BD = MergedEmbedder(find_checkpoint(str(base), None)).embed_images(PIXELS_BCHW)
+        expected_BD = MergedEmbedder(find_checkpoint(str(base), None)).embed_images(pixels_BCHW)
         for name, value in (("vision_class", "CLIPModel"), ("accelerator", None), ("vision_config", lambda *_: None)):
             monkeypatch.setattr(Clip, name, value)
         whole = MergedEmbedder(find_checkpoint(str(base), None))
-        assert lowest_cosine(whole.embed_images(PIXELS_BCHW), expected_BD) >= 0.9999
+        assert lowest_cosine(whole.embed_images(pixels_BCHW), expected_BD) >= 0.9999

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def find_model(config: DictConfig, device: torch.device) -> Model:
     dtype = resolve_dtype(config.model.dtype, device.type)
     checkpoint = find_checkpoint(config.model.base, config.model.adapter)
     spec = find_family(checkpoint.base_folder).load_spec(checkpoint.base_folder)
+    spec = replace(spec, orientation=config.data.orientation)
     return Model(checkpoint, spec, dtype, config.output.dtype)
 
 

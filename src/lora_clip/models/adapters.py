@@ -108,7 +108,7 @@ def _read_config(folder: Path) -> LoraConfig:
     kind, trained = found.get("peft_type"), (found.get("auto_mapping") or {}).get("base_model_class", "")
     if kind != "LORA":
         raise AdapterError(f"adapter {folder} is of type {kind}: only LoRA (rsLoRA, DoRA too) can be merged here")
-    if "Text" in trained:  # its weights have the names of the vision tower's in transformers 5
+    if "Text" in trained.replace("ImageText", ""):  # its weights have the names of the vision tower's in transformers 5
         raise AdapterError(f"adapter {folder} was trained on {trained}: it touches only the text tower. {USE_BASE}")
     unknown = sorted(key for key, value in found.items() if value and key not in LoraConfig.__dataclass_fields__)
     if unknown:

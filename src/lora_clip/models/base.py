@@ -22,6 +22,22 @@ if TYPE_CHECKING:
 FAMILIES = {
     "clip": "lora_clip.models.clip:Clip",
     "clip_vision_model": "lora_clip.models.clip:Clip",
+    "metaclip_2": "lora_clip.models.clip:MetaClip2",
+    "metaclip_2_vision_model": "lora_clip.models.clip:MetaClip2",
+    "siglip": "lora_clip.models.siglip:Siglip",
+    "siglip_vision_model": "lora_clip.models.siglip:SiglipVision",
+    "siglip2": "lora_clip.models.siglip:Siglip2",
+    "siglip2_vision_model": "lora_clip.models.siglip:Siglip2Vision",
+    "dinov2": "lora_clip.models.dino:Dinov2",
+    "dinov2_with_registers": "lora_clip.models.dino:Dinov2WithRegisters",
+    "dinov3_vit": "lora_clip.models.dino:Dinov3",
+    "dinov3_convnext": "lora_clip.models.dino:Dinov3ConvNext",
+    "altclip": "lora_clip.models.whole:AltClip",
+    "chinese_clip": "lora_clip.models.whole:ChineseClip",
+    "align": "lora_clip.models.whole:Align",
+    "aimv2": "lora_clip.models.whole:Aimv2",
+    "aimv2_vision_model": "lora_clip.models.whole:Aimv2Vision",
+    "clipseg": "lora_clip.models.whole:ClipSeg",
 }
 """The `model_type` of a checkpoint's config.json, and the module and class of its family, imported when it is met."""
 
@@ -52,8 +68,9 @@ def find_family(folder: Path) -> Family:
     """The family of the base model in `folder`. Raises ModelError for one that is not known, naming those that are."""
     kind = read_config(folder).get("model_type")
     if kind not in FAMILIES:
+        own = "; code that lies in a checkpoint (auto_map) is never run" if "auto_map" in read_config(folder) else ""
         raise ModelError(
-            f"base {folder} is a model of type {kind}: those that can be embedded with are {', '.join(FAMILIES)}. "
+            f"base {folder} is a model of type {kind}: those that can be embedded with are {', '.join(FAMILIES)}{own}. "
             "Another one takes a file and a line: docs/extending.md shows how"
         )
     module, _, name = FAMILIES[kind].partition(":")

@@ -12,7 +12,10 @@ from typing import Any
 from lora_clip.errors import AdapterError, ModelError
 
 BASE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.index.json")
-TOKENIZER_FILES = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
@@ -118,8 +121,18 @@ def _base_folder(name: str) -> Path:
             f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}"
         )
     if not (folder / "config.json").is_file():
-        raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}")
+        raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}{_open_clip(folder)}")
     return folder
+
+
+def _open_clip(folder: Path) -> str:
+    """What to do about open_clip's files, where a folder holds them."""
+    if not any(folder.glob("open_clip*")):
+        return ""
+    return (
+        ". These are open_clip's own files, which are not read here: take the same model in transformers' form "
+        "(such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K)"
+    )
 
 
 def _adapter_folder(name: str) -> Path:

@@ -27,6 +27,10 @@ BUILT_OF = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
 """Transformers' names of what a CLIP vision tower is built of; the spelling is theirs."""
 
 
+LAYERS = ("CLIPEncoderLayer", "MetaClip2EncoderLayer", "AltCLIPEncoderLayer", "ChineseCLIPVisionLayer")
+"""Transformers' names of a layer with the arithmetic below: copies of CLIP's."""
+
+
 class VisionTower(nn.Module):
     """Pixels to projected embeddings, made of a CLIPVisionModelWithProjection, whose weights it takes over.
 
@@ -77,7 +81,7 @@ def check_structure(vision: Any) -> None:
     if convolution.stride != convolution.kernel_size or any(convolution.padding):
         raise UnfitTowerError("knows only patches that lie side by side")
     kinds = {type(layer).__name__ for layer in vision.encoder.layers}
-    if kinds != {"CLIPEncoderLayer"}:
+    if not kinds <= set(LAYERS):
         raise UnfitTowerError(f"does not know layers of type {', '.join(sorted(kinds))}")
 
 

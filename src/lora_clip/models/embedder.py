@@ -78,7 +78,7 @@ def load_images(family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, co
 
     Raises ModelError or AdapterError, also where the network that would run differs from the unmerged model.
     """
-    note = None
+    note = family.note
     if family.accelerator is not None:
         try:
             return _build(family.accelerator, family, checkpoint, spec, compute)

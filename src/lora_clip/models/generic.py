@@ -18,8 +18,15 @@ from lora_clip.models.preprocess import load_spec
 from lora_clip.models.quiet import quiet_transformers
 from lora_clip.types import PreprocessSpec
 
-TOKENIZER_MARKS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+TOKENIZER_MARKS = (
+    *("tokenizer.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
 """A folder with one of these files has a tokenizer."""
+
+
+POOLED = "this is a vision model alone: an embedding is its pooled output, and only images can be searched for"
+"""The note of families without a text tower and a projection."""
 
 
 class UnfitTowerError(Exception):
@@ -41,6 +48,8 @@ class Family:
     text_modules: ClassVar[tuple[str, ...]] = ("text_model", "text_projection")
     any_size: ClassVar[bool] = False
     """Whether the tower takes images of other sizes than its config's `image_size`."""
+    note: ClassVar[str | None] = None
+    """What a user may want to know of this kind of embedding: a line beside the job's opening."""
     accelerator: ClassVar[type[nn.Module] | None] = None
     """A faster network with PlainTower's methods, called with the vision tower and the spec of its pixels.
 
@@ -53,12 +62,14 @@ class Family:
 
     def load_vision(self, folder: Path) -> nn.Module:
         """The tower that makes image embeddings. Raises ModelError for another model or a part of one."""
-        return load_tower(folder, self.vision_class, self.vision_config, f"a {self.name} vision model")
+        whole = load_tower(folder, self.vision_class, self.vision_config, f"a {self.name} vision model")
+        return without(whole, self.text_modules)
 
     def load_text(self, folder: Path) -> nn.Module:
         """The tower that makes text embeddings. Raises ModelError for another model or a part of one."""
         assert self.text_class is not None, "ask has_text first"
-        return load_tower(folder, self.text_class, self.text_config, f"a {self.name} text model")
+        whole = load_tower(folder, self.text_class, self.text_config, f"a {self.name} text model")
+        return without(whole, self.vision_modules)
 
     def has_text(self, folder: Path) -> bool:
         """Whether a checkpoint holds a text tower too."""
@@ -93,6 +104,11 @@ class Family:
             raise ModelError(
                 f"the tokenizer of base {folder} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
+
+    def context(self, text: nn.Module, tokenizer: Any) -> int:
+        """After how many tokens a text is cut: where the tower's positions end, or earlier as the tokenizer has it."""
+        config: Any = text.config
+        return min(getattr(config, "text_config", config).max_position_embeddings, tokenizer.model_max_length)
 
     def tokenize(self, tokenizer: Any, texts: Sequence[str], context: int) -> Any:
         """What the text tower takes of texts, each cut after `context` tokens."""
@@ -156,6 +172,14 @@ def load_tower(folder: Path, class_name: str, config_of: Callable[[Path], Any], 
     if broken := sorted(name for name, weight in model.named_parameters() if not weight.sum().isfinite()):
         raise ModelError(f"base {folder}: {len(broken)} weights are not finite, such as {broken[0]}")
     return model.eval().requires_grad_(False)
+
+
+def without(model: nn.Module, modules: Sequence[str]) -> nn.Module:
+    """A model without the modules of the other tower, in place: an adapter is put onto what is left."""
+    for name in modules:
+        if hasattr(model, name):
+            delattr(model, name)
+    return model
 
 
 def embedding_of(output: Any) -> torch.Tensor:

@@ -26,6 +26,6 @@ class TextEncoder:
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings (N, D) float32 of unit norm; a text is cut where the model's context ends."""
-        context = self._model.config.max_position_embeddings
+        context = self._family.context(self._model, self._tokenizer)
         tokens = self._family.tokenize(self._tokenizer, texts, context)
         return functional.normalize(self._family.embed_texts(self._model, tokens), dim=-1)

@@ -1,7 +1,7 @@
 """Image bytes to uint8 pixels, by the preprocessing spec that the checkpoint came with.
 
-The same steps as transformers' CLIPImageProcessor (resize the shortest edge, crop the centre), on libjpeg-turbo and
-torch's uint8 antialiased resize; Pillow decodes everything that is not an ordinary JPEG. Normalisation is the model's.
+The same steps as transformers' image processors (resize, crop the centre), on libjpeg-turbo and torch's uint8
+antialiased resize; Pillow decodes everything that is not an ordinary JPEG. Normalisation is the model's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,26 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000"
 
 MOST_WORDS = 300
 
+EXIF, UPRIGHT = "exif", 1
+TURNS = {
+    1: (False, 1, 1),
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
+}
+"""What turns an image upright, by its EXIF orientation: rows and columns exchanged or not, then the step of each."""
+TRANSPOSED = {turn for turn, (transposed, _, _) in TURNS.items() if transposed}
+EXIF_WITHIN = 1 << 20
+"""In the first so many bytes of a JPEG its EXIF block is looked for: segments before it have 64 KiB at most each."""
+
+BY_TORCH = ("bilinear", "bicubic")
+BY_PILLOW = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "box", "hamming")}
+"""Filters that torch's resize does not have, or has otherwise."""
+
 EXACT, FAST = DECODINGS = ("exact", "fast")
 OVERSAMPLING = 2
 """How many pixels a scaled decode leaves, along an edge, for one of the resized image."""
@@ -43,9 +63,38 @@ def prepare(data: bytes, spec: PreprocessSpec, out_CHW: torch.Tensor, decoding: 
     transforming fewer coefficients of each block. Raises ImageError.
     """
     least = (0, 0) if decoding == EXACT else enough(spec.resize)
-    pixels_HWC, size = _decode(data, least)
-    fit(torch.from_numpy(pixels_HWC), spec, out_CHW, size)
+    turn = orientation(data) if spec.orientation == EXIF else UPRIGHT
+    pixels_HWC, size = _decode(data, least[::-1] if turn in TRANSPOSED else least)
+    size = size[::-1] if turn in TRANSPOSED else size
+    fit(torch.from_numpy(upright(pixels_HWC, turn)), spec, out_CHW, size)
     return size
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1 where there is none, or none that can be read.
+
+    Read from the file's header alone, by Pillow, which decodes nothing for it.
+    """
+    if data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data[:EXIF_WITHIN]:
+        return UPRIGHT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+                # Pillow turns a TIFF upright by itself, as it decodes it
+                found = UPRIGHT if image.format == "TIFF" else image.getexif().get(0x0112)
+        except Exception:  # what is wrong with the file is said when it is decoded
+            return UPRIGHT
+    return found if isinstance(found, int) and found in TURNS else UPRIGHT
+
+
+def upright(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:
+    """Pixels turned and mirrored by their EXIF orientation, as Pillow's exif_transpose does."""
+    if turn == UPRIGHT:
+        return pixels_HWC
+    transposed, down, across = TURNS[turn]
+    turned = pixels_HWC.swapaxes(0, 1) if transposed else pixels_HWC
+    return np.ascontiguousarray(turned[::down, ::across])
 
 
 def enough(resize: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -135,8 +184,17 @@ def fit(
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels would be resized to {size[1]}x{size[0]}")
     if size != (pixels_HWC.shape[0], pixels_HWC.shape[1]):
-        pixels_1CHW = functional.interpolate(pixels_1CHW, size, mode=spec.interpolation, antialias=True)
+        pixels_1CHW = _resize(pixels_HWC, size, spec.interpolation)
     _crop(pixels_1CHW[0], spec.crop, out_CHW)
+
+
+def _resize(pixels_HWC: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """Pixels (1, C, height, width) uint8 of another size, antialiased."""
+    if interpolation in BY_TORCH:
+        pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
+        return functional.interpolate(pixels_1CHW, size, mode=interpolation, antialias=True)
+    resized = Image.fromarray(pixels_HWC.numpy()).resize(size[::-1], BY_PILLOW[interpolation])
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
 
 
 def _target_size(height: int, width: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ TEXTS_AT_ONCE = 256
 class QueryEncoder:
     """Encodes queries with an Embedder on the CPU, images decoded as the job decoded them."""
 
-    def __init__(self, embedder: Embedder, decoding: str) -> None:
+    def __init__(self, embedder: Embedder, decoding: str, orientation: str = "ignore") -> None:
         self.embedder, self.decoding = embedder, decoding
+        self.spec = replace(embedder.spec, orientation=orientation)
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], base: str | None = None, adapter: str | None = None) -> QueryEncoder:
@@ -33,21 +35,23 @@ class QueryEncoder:
         model, fingerprint = manifest["model"], manifest["fingerprint"]
         found = find_checkpoint(base or model["base"], (adapter or model["adapter"]) if model["adapter"] else None)
         embedder = MergedEmbedder(found)
-        now = {**digests(found), "preprocessing": embedder.spec.to_json()}
+        turned = fingerprint["preprocessing"].get("orientation", "ignore")
+        encoder = cls(embedder, fingerprint["decode"], turned)
+        now = {**digests(found), "preprocessing": encoder.spec.to_json()}
         if changed := [name for name in now if now[name] != fingerprint[name]]:
             raise OutputError(
                 f"{' and '.join(changed)} of the embeddings are not those of {found.base}"
                 f"{f' + {found.adapter}' if found.adapter else ''}: a search with another model would find nothing "
                 "sensible. Say where the model that made them lies now (--base, --adapter), or embed anew"
             )
-        return cls(embedder, fingerprint["decode"])
+        return encoder
 
     def image(self, image: bytes | Image.Image) -> np.ndarray:
         """The embedding (D,) of an image, or of an image file's bytes, as the job would have made it.
 
         Raises ImageError for bytes that are not an image that is read.
         """
-        spec = self.embedder.spec
+        spec = self.spec
         pixels_1CHW = torch.empty(1, 3, *spec.crop, dtype=torch.uint8)
         if isinstance(image, bytes):
             prepare(image, spec, pixels_1CHW[0], self.decoding)

@@ -1,0 +1,35 @@
+"""DINOv2 and DINOv3: vision models alone, whose embedding is the pooled output (the class token, normed)."""
+
+from __future__ import annotations
+
+from lora_clip.models.generic import POOLED, Family
+
+
+class Dinov2(Family):
+    """DINOv2; its adapters name the modules of the tower itself."""
+
+    name = "DINOv2"
+    vision_class = "Dinov2Model"
+    vision_modules = ()
+    text_modules = ()
+    any_size = True
+    note = POOLED
+
+
+class Dinov2WithRegisters(Dinov2):
+    """DINOv2 with register tokens."""
+
+    vision_class = "Dinov2WithRegistersModel"
+
+
+class Dinov3(Dinov2):
+    """DINOv3's transformers."""
+
+    name = "DINOv3"
+    vision_class = "DINOv3ViTModel"
+
+
+class Dinov3ConvNext(Dinov3):
+    """DINOv3's convolutional networks."""
+
+    vision_class = "DINOv3ConvNextModel"
