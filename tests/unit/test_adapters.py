@@ -19,13 +19,14 @@ from helpers.models import (
     load_class,
     lowest_cosine,
     name_as_transformers_4,
-    quiet_peft,
     random_pixels,
     reference,
     save_adapter,
     save_base,
+    save_trained,
 )
 from lora_clip.errors import AdapterError
+from lora_clip.models.adapter_kinds import SHARED
 from lora_clip.models.adapters import summarise
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip import Clip
@@ -88,9 +89,10 @@ def embed(base: Path, adapter: Path) -> torch.Tensor:
         return load(base, adapter).encoder(PIXELS_BCHW)
 
 
-def check_faithful(base: Path, adapter: Path, kind: str, trained: Path | None = None) -> None:
+def check_faithful(base: Path, adapter: Path, kind: str, trained: Path | None = None, least: float = 0.999) -> None:
+    """`least`: below which cosine to the base the adapter's embeddings must be."""
     expected_BD = reference(base, trained or adapter, kind, PIXELS_BCHW)
-    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999, (
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < least, (
         "the adapter must matter"
     )
     assert lowest_cosine(embed(base, adapter), expected_BD) >= 0.9999
@@ -210,20 +212,74 @@ def test_text_tower_adapter_never_lands_in_the_vision_tower(base: Path, tmp_path
         load(base, adapter)
 
 
-def test_other_peft_kinds_are_refused(base: Path, tmp_path: Path) -> None:
-    from peft import IA3Config, get_peft_model
+def save_kind(folder: Path, base: Path, kind: str, trained_on: str, **config: Any) -> Path:
+    """An adapter of a kind of PEFT's with random weights; returns the folder."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    config = IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"])
-    with quiet_peft():
-        get_peft_model(load_class("CLIPModel", base), config).save_pretrained(str(tmp_path / "adapter"))
-    with pytest.raises(AdapterError, match=r"IA3.*only LoRA"):
-        load(base, tmp_path / "adapter")
+    classes = {one.value: cls for one, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    config = {"target_modules": ["q_proj", "v_proj"], **config}
+    return save_trained(folder, load_class(trained_on, base), classes[kind](**config))
 
 
-@pytest.mark.parametrize("peft_type", [..., None, "FROM_THE_FUTURE"])
+OTHER_KINDS: dict[str, dict[str, Any]] = {
+    "ADALORA": {"total_step": 10},
+    "BEFT": {},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 4},
+    "DEFT": {},
+    "DELORA": {},
+    "FOURIERFT": {"n_frequency": 50},
+    "GLORA": {},
+    "GRALORA": {},
+    "HIRA": {},
+    "HRA": {"r": 4},
+    "IA3": {"feedforward_modules": []},
+    "LN_TUNING": {"target_modules": ["layer_norm1"]},
+    "LOHA": {"r": 4, "alpha": 8, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "LOKR": {"r": 4, "alpha": 8, "rank_pattern": {"q_proj": 2}},
+    "MISS": {"r": 4},
+    "OFT": {"oft_block_size": 4, "modules_to_save": ["post_layernorm"]},
+    "OSF": {},
+    "PEANUT": {},
+    "PSOFT": {},
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 4},
+    "SUPERTUNING": {},
+    "TRAINABLE_TOKENS": {"target_modules": ["position_embedding"], "token_indices": [1, 2]},
+    "VBLORA": {"vector_length": 4, "num_vectors": 16, "topk": 2},
+    "WAVEFT": {"n_frequency": 50},
+    "FROD": {},
+    "PVERA": {},
+    "RANDLORA": {"r": 4},
+    "TINYLORA": {},
+    "UNILORA": {},
+    "VERA": {"r": 4},
+}
+"""Kinds besides LoRA, each with what its config needs on a model this small."""
+
+
+@pytest.mark.parametrize("trained_on", ["CLIPModel", "CLIPVisionModel"])
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_are_merged_or_refused(base: Path, tmp_path: Path, kind: str, trained_on: str) -> None:
+    adapter = save_kind(tmp_path / "adapter", base, kind, trained_on, **OTHER_KINDS[kind])
+    if kind in SHARED and trained_on == "CLIPModel":
+        with pytest.raises(AdapterError, match=rf"{kind}.*share.*merge_and_unload.*model\.base"):
+            load(base, adapter)
+        return
+    check_faithful(base, adapter, trained_on, least=1 - 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LILY", "PREFIX_TUNING"])
+def test_kinds_that_cannot_be_merged_are_refused(base: Path, adapter: Path, kind: str) -> None:
+    edit_config(adapter / "adapter_config.json", peft_type=kind)
+    with pytest.raises(AdapterError, match=rf"{kind}, which cannot be merged.*docs/adapters\.md.*model\.adapter=null"):
+        load(base, adapter)
+
+
+@pytest.mark.parametrize("peft_type", [..., None, "FROM_THE_FUTURE", ["LORA"]])
 def test_unknown_peft_kind_is_refused(base: Path, adapter: Path, peft_type: object) -> None:
     edit_config(adapter / "adapter_config.json", peft_type=peft_type)
-    with pytest.raises(AdapterError, match="only LoRA"):
+    with pytest.raises(AdapterError, match=r"does not know: pip install -U peft"):
         load(base, adapter)
 
 

@@ -15,7 +15,7 @@ from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
 from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
-from lora_clip.models.adapters import AdapterSummary
+from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.monitor.meter import Machine
 from lora_clip.monitor.progress import Counters, total
@@ -188,4 +188,5 @@ def shown(name: str | None) -> str:
 
 def describe_adapter(lora: Mapping[str, Any]) -> str:
     """An adapter's kind, rank and reach."""
-    return f"{lora['kind']} rank {lora['rank']}, {lora['layers']} layers"
+    rank = f" rank {lora['rank']}" if lora["rank"] else ""  # OFT, IA3 and others have none
+    return f"{lora['kind']}{rank}, {lora['layers']} layers"

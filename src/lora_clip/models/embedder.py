@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.models.adapters import USE_BASE, AdapterSummary, attach, merge
+from lora_clip.models.adapter_kinds import USE_BASE, AdapterSummary, peft_at_work
+from lora_clip.models.adapters import attach, merge
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import Compute
@@ -136,7 +137,8 @@ def _load_merged(
     if folder is None:
         return vision, base_BD, None
     model, summary = attach(family, vision, folder)
-    adapted_BD = _embed(reference, probe_BCHW)
+    with peft_at_work(f"adapter {folder} cannot run"):
+        adapted_BD = _embed(reference, probe_BCHW)
     if torch.equal(base_BD, adapted_BD):
         raise AdapterError(
             f"adapter {folder} changes nothing: with its {summary.layers} layers the embeddings are the base model's, "
