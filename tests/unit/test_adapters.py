@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 
 from helpers.models import (
     KINDS,
@@ -19,6 +20,8 @@ from helpers.models import (
     load_class,
     lowest_cosine,
     name_as_transformers_4,
+    processed,
+    quiet_peft,
     random_pixels,
     reference,
     save_adapter,
@@ -26,8 +29,9 @@ from helpers.models import (
     save_trained,
 )
 from lora_clip.errors import AdapterError
-from lora_clip.models.adapter_kinds import SHARED
-from lora_clip.models.adapters import summarise
+from lora_clip.models.adapter_kinds import SHARED, AdapterSummary
+from lora_clip.models.adapter_sums import merge_sum
+from lora_clip.models.adapters import attach_text, merge, summarise
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip import Clip
 from lora_clip.models.clip_tower import VisionTower
@@ -127,7 +131,7 @@ def test_summary_says_what_was_loaded(base: Path, tmp_path: Path) -> None:
     lora: dict[str, Any] = {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj", "fc1"]}
     adapter = save_adapter(tmp_path / "adapter", base, **lora)
     summary = load(base, adapter).adapter
-    assert summary is not None and summary == summarise(Clip(), adapter)
+    assert summary is not None and summary == summarise(Clip(), find_checkpoint(str(base), str(adapter)))
     assert (summary.kind, summary.rank, summary.layers) == ("rsLoRA", "2/4", 4)
 
 
@@ -346,3 +350,81 @@ def test_config_that_this_peft_would_pass_over_is_refused(base: Path, adapter: P
 def test_nothing_is_printed(base: Path, adapter: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(base, adapter)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel"])
+def test_names_that_were_saved_by_hand(base: Path, tmp_path: Path, kind: str) -> None:
+    """By torch.compile, FSDP, or as a state_dict with the adapter's own name."""
+    trained = save_adapter(tmp_path / "trained", base, kind, use_dora=True)
+    shutil.copytree(trained, tmp_path / "renamed")
+
+    def rename(name: str) -> str:
+        return name.replace(PREFIX, f"{PREFIX}_orig_mod.").replace(".lora_A.", ".lora_A.default.")
+
+    edit_weights(tmp_path / "renamed", lambda weights: {rename(name): weight for name, weight in weights.items()})
+    check_faithful(base, tmp_path / "renamed", kind, trained=trained)
+
+
+def test_encoder_within_a_tower(base: Path, tmp_path: Path) -> None:
+    """PEFT put onto `vision_model.encoder` alone."""
+    whole: Any = load_class("CLIPModel", base)
+    config = LoraConfig(r=4, target_modules=["q_proj", "fc1"])
+    adapter = save_trained(tmp_path / "adapter", whole.vision_model.encoder, config)
+    with torch.inference_mode():
+        values = processed(base, PIXELS_BCHW)
+        expected_BD = whole.get_image_features(pixel_values=values).pooler_output
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path=None)
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999
+    assert lowest_cosine(embed(base, adapter), expected_BD) >= 0.9999
+
+
+def test_classifier_on_top_is_left_aside(base: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", base, "CLIPForImageClassification", modules_to_save=["classifier"])
+    shutil.copytree(adapter, tmp_path / "bare")
+    edit_config(tmp_path / "bare" / "adapter_config.json", modules_to_save=None)
+    edit_weights(tmp_path / "bare", lambda weights: {n: w for n, w in weights.items() if "classifier" not in n})
+    check_faithful(base, adapter, "CLIPModel", trained=tmp_path / "bare")
+
+
+def test_sum_is_that_of_the_changes(base: Path, tmp_path: Path) -> None:
+    """Against W + 0.7 d1 - 0.4 d2, each d from PEFT's own merge of the whole model; images and texts."""
+    one = save_adapter(tmp_path / "one", base, use_dora=True, modules_to_save=["visual_projection"])
+    other = save_kind(tmp_path / "other", base, "LOKR", "CLIPModel", r=4, target_modules=["q_proj", "fc1"])
+    weights = {str(one): 0.7, str(other): -0.4}
+    start = load_class("CLIPModel", base).state_dict()
+    expected = {name: weight.double() for name, weight in start.items()}
+    for folder, weight in weights.items():
+        with quiet_peft():
+            merged = PeftModel.from_pretrained(load_class("CLIPModel", base), folder).merge_and_unload().state_dict()
+        expected = {name: sum_ + weight * (merged[name].double() - start[name]) for name, sum_ in expected.items()}
+    summed: Any = load_class("CLIPModel", base)
+    summed.load_state_dict(expected)
+    with torch.inference_mode():
+        expected_BD = summed.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
+    loaded = MergedEmbedder(find_checkpoint(str(base), weights)).images
+    for single in (one, other):
+        assert lowest_cosine(embed(base, single), expected_BD) < 0.999, "the weights must matter"
+    with torch.inference_mode():
+        assert lowest_cosine(loaded.encoder(PIXELS_BCHW), expected_BD) >= 1 - 1e-6
+    assert loaded.adapter == AdapterSummary("DoRA and LoKr", "4", 4)
+    text: Any = Clip().load_text(base)
+    merge_sum(text, find_checkpoint(str(base), weights).parts, lambda folder: merge_text(text, folder))
+    for name, weight in text.state_dict().items():
+        assert torch.allclose(weight.double(), expected[name], atol=1e-6)
+
+
+def merge_text(text: Any, folder: Path) -> None:
+    adapted = attach_text(Clip(), text, folder)
+    assert adapted is not None
+    merge(adapted, folder)
+
+
+def test_sum_of_one_with_weight_one_is_that_adapter(base: Path, adapter: Path) -> None:
+    with torch.inference_mode():
+        summed_BD = MergedEmbedder(find_checkpoint(str(base), {str(adapter): 1})).images.encoder(PIXELS_BCHW)
+    assert lowest_cosine(summed_BD, embed(base, adapter)) >= 1 - 1e-6
+
+
+def test_sum_that_changes_nothing_is_refused(base: Path, adapter: Path) -> None:
+    with pytest.raises(AdapterError, match=r"sum of adapters changes nothing.*weights all 0"):
+        assert MergedEmbedder(find_checkpoint(str(base), {str(adapter): 0})).images

@@ -222,8 +222,7 @@ def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: Embeddi
 
 def _adapter_on_disk(checkpoint: Checkpoint) -> AdapterSummary | None:
     """What the adapter is, for a run that had nothing left to embed and so loaded no model."""
-    folder = checkpoint.adapter_folder
-    return None if folder is None else summarise(find_family(checkpoint.base_folder), folder)
+    return summarise(find_family(checkpoint.base_folder), checkpoint)
 
 
 def _unsound(root: Path, verdict: Verdict) -> str:

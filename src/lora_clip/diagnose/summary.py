@@ -180,8 +180,10 @@ def describe_model(manifest: Mapping[str, Any]) -> str:
     return f"{shown(model['base'])} + {adapter}"
 
 
-def shown(name: str | None) -> str:
-    """A model's name for people: a path below the current folder without the way to it."""
+def shown(name: str | Mapping[str, float] | None) -> str:
+    """A model's name for people: a path below the current folder without the way to it; a sum with its weights."""
+    if isinstance(name, Mapping):
+        return " + ".join(f"{weight:g} x {shown(one)}" for one, weight in name.items())
     path, here = Path(name or ""), Path.cwd()
     return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(name)
 

@@ -55,7 +55,9 @@ def read_config(folder: Path) -> PeftConfig:
     found = read_adapter_config(folder)
     kind = found.get("peft_type")
     config_class = _config_class(kind, folder)
-    if "Text" in trained_on(found):  # its weights have the names of the vision tower's in transformers 5
+    if "Text" in trained_on(found).replace(
+        "ImageText", ""
+    ):  # its weights have the names of the vision tower's in transformers 5
         raise AdapterError(
             f"adapter {folder} was trained on {trained_on(found)}: it touches only the text tower. {USE_BASE}"
         )

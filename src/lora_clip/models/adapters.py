@@ -29,7 +29,8 @@ from lora_clip.models.adapter_kinds import (
     trained_on,
 )
 from lora_clip.models.adapter_layout import PREFIX, find_root, is_in, plain_names, without_head
-from lora_clip.models.checkpoint import read_adapter_config
+from lora_clip.models.adapter_sums import summary_of_sum
+from lora_clip.models.checkpoint import Checkpoint, read_adapter_config
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -148,6 +149,10 @@ def _count(what: str, names: Iterable[str], total: int) -> str:
     return f"{len(listed)} of {total} weights {what} (such as {listed[0]})" if listed else ""
 
 
-def summarise(family: Family, folder: Path) -> AdapterSummary:
-    """What an adapter is, from its files alone. Raises AdapterError."""
-    return summary_of(_image_weights(family, _read_weights(folder), folder), read_config(folder))
+def summarise(family: Family, checkpoint: Checkpoint) -> AdapterSummary | None:
+    """What a checkpoint's adapter is, from its files alone; None where it has none. Raises AdapterError."""
+    each = []
+    for part in checkpoint.adapters:
+        weights = _image_weights(family, _read_weights(part.folder), part.folder)
+        each.append(summary_of(weights, read_config(part.folder)))
+    return summary_of_sum(each) if checkpoint.is_sum else each[0] if each else None
