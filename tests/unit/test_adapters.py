@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,9 @@ MATRIX = [
     ("CLIPModel", "text tokens too", {"trainable_token_indices": {"token_embedding": [0, 1]}}),
 ]
 PIXELS_BCHW = random_pixels(3)
+PROJECT = Path(__file__).parents[2]
+MATRICES, SHAPES = ("w_lora_A", "w_lora_B"), ((4, 32), (32, 4))
+"""What CLIP-LoRA saves of a layer."""
 
 
 @pytest.fixture(scope="module")
@@ -428,3 +433,26 @@ def test_sum_of_one_with_weight_one_is_that_adapter(base: Path, adapter: Path) -
 def test_sum_that_changes_nothing_is_refused(base: Path, adapter: Path) -> None:
     with pytest.raises(AdapterError, match=r"sum of adapters changes nothing.*weights all 0"):
         assert MergedEmbedder(find_checkpoint(str(base), {str(adapter): 0})).images
+
+
+def test_what_clip_lora_saved_is_converted(base: Path, tmp_path: Path) -> None:
+    """examples/clip_lora.py on the form of its .pt, vision tower of two layers; W + alpha / sqrt(r) B A."""
+    generator, names = torch.Generator().manual_seed(3), {"q_proj": "q_proj", "v_proj": "v_proj", "proj": "out_proj"}
+
+    def pair() -> dict[str, torch.Tensor]:
+        return {name: torch.randn(shape, generator=generator) / 8 for name, shape in zip(MATRICES, SHAPES, strict=True)}
+
+    weights = {f"layer_{number}": {name: pair() for name in names} for number in range(2)}
+    about = {"r": 4, "alpha": 3, "encoder": "vision", "params": ["q", "v", "o"], "position": "all"}
+    torch.save({"weights": weights, "metadata": about}, tmp_path / "lora.pt")
+    script = [sys.executable, PROJECT / "examples" / "clip_lora.py"]
+    subprocess.run([*script, tmp_path / "lora.pt", base, tmp_path / "adapter"], check=True)
+    model: Any = load_class("CLIPModel", base)
+    with torch.no_grad():
+        for number, layer in enumerate(model.vision_model.encoder.layers):
+            for name, own in names.items():
+                one = weights[f"layer_{number}"][name]
+                getattr(layer.self_attn, own).weight += 3 / 4**0.5 * one["w_lora_B"] @ one["w_lora_A"]
+        expected_BD = model.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999
+    assert lowest_cosine(embed(base, tmp_path / "adapter"), expected_BD) >= 0.9999
