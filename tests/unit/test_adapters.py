@@ -30,6 +30,7 @@ from helpers.models import (
     save_base,
     save_trained,
 )
+from helpers.open_clip import Transformer, embed_with
 from lora_clip.errors import AdapterError
 from lora_clip.models.adapter_kinds import SHARED, AdapterSummary
 from lora_clip.models.adapter_sums import merge_sum
@@ -445,8 +446,8 @@ def test_what_clip_lora_saved_is_converted(base: Path, tmp_path: Path) -> None:
     weights = {f"layer_{number}": {name: pair() for name in names} for number in range(2)}
     about = {"r": 4, "alpha": 3, "encoder": "vision", "params": ["q", "v", "o"], "position": "all"}
     torch.save({"weights": weights, "metadata": about}, tmp_path / "lora.pt")
-    script = [sys.executable, PROJECT / "examples" / "clip_lora.py"]
-    subprocess.run([*script, tmp_path / "lora.pt", base, tmp_path / "adapter"], check=True)
+    script = [sys.executable, str(PROJECT / "examples" / "clip_lora.py")]
+    subprocess.run([*script, *map(str, (tmp_path / "lora.pt", base, tmp_path / "adapter"))], check=True)
     model: Any = load_class("CLIPModel", base)
     with torch.no_grad():
         for number, layer in enumerate(model.vision_model.encoder.layers):
@@ -456,3 +457,58 @@ def test_what_clip_lora_saved_is_converted(base: Path, tmp_path: Path) -> None:
         expected_BD = model.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
     assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999
     assert lowest_cosine(embed(base, tmp_path / "adapter"), expected_BD) >= 0.9999
+
+
+@pytest.mark.parametrize("targets", [["attn"], ["attn", "c_fc", "c_proj"], ["c_fc", "out_proj"]])
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("within", ["", "visual.transformer."])
+def test_peft_on_open_clips_transformer(
+    base: Path, tmp_path: Path, targets: list[str], rslora: bool, within: str
+) -> None:
+    """Its base has no name; attention's three matrices are one there."""
+    model: Any = load_class("CLIPModel", base)
+    values, transformer = processed(base, PIXELS_BCHW), Transformer(model.vision_model.encoder.layers).eval()
+    with torch.inference_mode():
+        plain_BD = embed_with(transformer, model, values)
+    assert lowest_cosine(plain_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) > 1 - 1e-6, "the same model"
+    config = LoraConfig(r=4, target_modules=targets, use_rslora=rslora)
+    adapter = save_trained(tmp_path / "adapter", transformer, config)
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path=["ViT-B-32", "openai"])
+    with torch.inference_mode():
+        expected_BD = embed_with(transformer, model, values)
+    edit_weights(adapter, lambda weights: {n.replace(PREFIX, f"{PREFIX}{within}"): w for n, w in weights.items()})
+    assert lowest_cosine(expected_BD, plain_BD) < 0.9999
+    assert lowest_cosine(embed(base, adapter), expected_BD) >= 1 - 1e-6
+
+
+def test_open_clips_text_is_not_taken_for_vision(base: Path, tmp_path: Path) -> None:
+    """In a whole open_clip model the text tower is `transformer`, beside `visual`."""
+    model: Any = load_class("CLIPModel", base)
+    blocks = Transformer(model.vision_model.encoder.layers)
+    adapter = save_trained(tmp_path / "adapter", blocks, LoraConfig(r=4, target_modules=["c_fc"]))
+    expected_BD = embed(base, adapter)
+
+    def beside_text(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        vision = {name.replace(PREFIX, f"{PREFIX}visual.transformer."): weight for name, weight in weights.items()}
+        text = {name.replace(PREFIX, f"{PREFIX}transformer."): 9 * weight for name, weight in weights.items()}
+        return vision | text
+
+    edit_weights(adapter, beside_text)
+    assert torch.equal(embed(base, adapter), expected_BD)
+
+
+def test_open_clips_patterns_are_refused(base: Path, tmp_path: Path) -> None:
+    model: Any = load_class("CLIPModel", base)
+    config = LoraConfig(r=4, target_modules=["c_fc"], rank_pattern={"c_fc": 2})
+    adapter = save_trained(tmp_path / "adapter", Transformer(model.vision_model.encoder.layers), config)
+    with pytest.raises(AdapterError, match=r"open_clip model, with rank_pattern.*merge_and_unload"):
+        load(base, adapter)
+
+
+def test_open_clips_other_weights_are_refused(base: Path, tmp_path: Path) -> None:
+    model: Any = load_class("CLIPModel", base)
+    config = LoraConfig(r=4, target_modules=["c_fc"])
+    adapter = save_trained(tmp_path / "adapter", Transformer(model.vision_model.encoder.layers), config)
+    edit_weights(adapter, lambda weights: {**weights, f"{PREFIX}proj.lora_A.weight": torch.ones(4, 32)})
+    with pytest.raises(AdapterError, match=r"proj\.lora_A\.weight has no counterpart.*merge_and_unload"):
+        load(base, adapter)

@@ -29,6 +29,7 @@ from lora_clip.models.adapter_kinds import (
     trained_on,
 )
 from lora_clip.models.adapter_layout import PREFIX, find_root, is_in, plain_names, without_head
+from lora_clip.models.adapter_open_clip import as_transformers, is_of_open_clip
 from lora_clip.models.adapter_sums import summary_of_sum
 from lora_clip.models.checkpoint import Checkpoint, read_adapter_config
 
@@ -44,7 +45,7 @@ def attach(family: Family, vision: nn.Module, folder: Path) -> tuple[PeftModel, 
     Raises AdapterError for missing, unexpected or misshapen weights, for a kind that cannot be merged, and for an
     adapter without any weight that touches images.
     """
-    config, every = read_config(folder), _read_weights(folder)
+    config, every = _read(folder)
     weights = _image_weights(family, every, folder)
     if is_shared(config) and not _is_of_vision_alone(family, every, folder):
         raise AdapterError(
@@ -60,11 +61,12 @@ def attach_text(family: Family, text: nn.Module, folder: Path) -> PeftModel | No
 
     Raises AdapterError as `attach` does.
     """
-    weights = {name: weight for name, weight in _read_weights(folder).items() if is_in(name, family.text_modules)}
+    config, every = _read(folder)
+    weights = {name: weight for name, weight in every.items() if is_in(name, family.text_modules)}
     if not weights:
         return None
     root = find_root(text, weights, family.text_modules)
-    return _put_on(root, read_config(folder), weights, folder)
+    return _put_on(root, config, weights, folder)
 
 
 def _is_of_vision_alone(family: Family, weights: Iterable[str], folder: Path) -> bool:
@@ -97,9 +99,12 @@ def merge(model: PeftModel, folder: Path) -> None:
         model.merge_and_unload(safe_merge=True)
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _read(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """An adapter's config and weights, under the names that PEFT and transformers use today."""
+    config = read_config(folder)
     with peft_at_work(f"adapter {folder}: adapter_model.safetensors cannot be read"):
-        return plain_names(load_file(folder / "adapter_model.safetensors"))
+        weights = plain_names(load_file(folder / "adapter_model.safetensors"))
+    return as_transformers(config, weights, folder) if is_of_open_clip(weights) else (config, weights)
 
 
 def _image_weights(family: Family, weights: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
@@ -153,6 +158,6 @@ def summarise(family: Family, checkpoint: Checkpoint) -> AdapterSummary | None:
     """What a checkpoint's adapter is, from its files alone; None where it has none. Raises AdapterError."""
     each = []
     for part in checkpoint.adapters:
-        weights = _image_weights(family, _read_weights(part.folder), part.folder)
-        each.append(summary_of(weights, read_config(part.folder)))
+        config, every = _read(part.folder)
+        each.append(summary_of(_image_weights(family, every, part.folder), config))
     return summary_of_sum(each) if checkpoint.is_sum else each[0] if each else None
