@@ -35,7 +35,7 @@ from helpers.images import jpeg, png, write_tar
 PROJECT = Path(__file__).parents[2]
 PREDICT = PROJECT / "predict.py"
 COMMAND = (sys.executable, "-m", "lora_clip")
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which a job hangs."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NURSERY = Path(__file__).with_name("nursery.py")

@@ -81,7 +81,7 @@ def test_the_same_bytes_on_any_number_of_ranks_and_workers(ranks: int, workers: 
     assert len(committed(output)) == len(set(committed(output))) == 50
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), ("python", 2), ("torchrun", 2), ("torchrun", 3)])
+@pytest.mark.parametrize(("launcher", "ranks"), [("python", 2), ("torchrun", 3)])
 def test_the_demo_under_real_launchers(launcher: str, ranks: int) -> None:
     output = new_folder() / "output"
     outcome = predict(f"output_dir={output}", ranks=ranks, launcher=launcher).expect(0)
@@ -91,7 +91,7 @@ def test_the_demo_under_real_launchers(launcher: str, ranks: int) -> None:
     assert len(ledger(output)) == ranks
     assert {name for name in everything(output) if "/" not in name} == {
         ".lock", "fingerprint.json", "img_emb", "inputs.jsonl", "manifest.json", "metadata", "ranks", "report.html",
-        "timeline",
+        "runs.jsonl", "timeline",
     }  # fmt: skip
     check_screen(outcome)
 
@@ -210,7 +210,7 @@ def test_too_many_rejects_end_the_run(ranks: int) -> None:
 def test_too_many_rejects_in_all_end_the_run_on_any_number_of_ranks() -> None:
     place = new_folder()
     write_tar(place / "0.tar", {f"{at}.jpg": b"bad" if at % 3 else jpeg(seed=at) for at in range(60)})
-    for ranks in (1, 2, 3):
+    for ranks in (1, 3):
         line = typed(place, f"output_dir={place / str(ranks)}", "max_reject_fraction=0.5")
         outcome = nursery().predict(*line, ranks=ranks)
         assert outcome.status == 2, f"{ranks} ranks: 40 of 60 images were rejected\n{outcome.stderr}"
@@ -238,7 +238,7 @@ def test_a_manifest_that_a_kill_prevented_is_as_full() -> None:
     output = new_folder() / "out"
     shutil.copytree(uninterrupted(), output)
     (output / "manifest.json").unlink()
-    predict(f"output_dir={output}").expect(0)
+    check_screen(predict(f"output_dir={output}").expect(0))
     before, now = (json.loads((root / "manifest.json").read_text()) for root in (uninterrupted(), output))
     assert {key: now[key] for key in now if key != "run"} == {key: before[key] for key in before if key != "run"}
 
@@ -269,11 +269,11 @@ def test_a_sweep_goes_on_after_a_point_without_memory() -> None:
 
 def test_a_sweep_over_two_devices() -> None:
     place = new_folder()
-    line = ("-m", "data.batch_size=32,64", "trainer.devices=2", "output_dir=out")
+    line = ("-m", "data.batch_size=16,32", "data.limit=64", "trainer.devices=2", "output_dir=out")
     outcome = predict(*line, folder=place).expect(0)
     assert [row.split()[-1] for row in table_of(outcome)] == ["done", "done"], outcome.stdout
-    for size in (32, 64):
-        check_layout(place / f"out/data.batch_size={size}", rows=IMAGES)
+    for size in (16, 32):
+        check_layout(place / f"out/data.batch_size={size}", rows=64)
     check_screen(outcome)
 
 

@@ -11,7 +11,6 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,25 +18,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from helpers import loader
 from helpers.images import jpeg, png, tar_bytes, write_shards, write_tar
+from helpers.loader import SPEC, module, on_device, plan_of
 from lora_clip.errors import DataError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.deal import deal
 from lora_clip.loading.describe import describe
-from lora_clip.loading.plan import Plan, RankPlan, make_plan, take_inventory
+from lora_clip.loading.plan import Plan, RankPlan
 from lora_clip.loading.queue import PlannedQueue
-from lora_clip.models.preprocess import parse_spec
 from lora_clip.pixels.decode import decode, fit
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import PixelBatch, RawSample, WorkRange
 
-SPEC = parse_spec({"size": 16, "crop_size": 16})
 BROKEN = jpeg(64, 64)[:-300]
-
-
-def plan_of(source: TarSource, workers: int, batch_size: int, ranks: int = 1) -> Plan:
-    return make_plan(take_inventory(source), {}, ranks=ranks, workers=workers, batch_size=batch_size)
 
 
 def batches(folder: Path, batch_size: int, source: TarSource | None = None) -> list[PixelBatch]:
@@ -171,18 +166,6 @@ def test_a_tar_that_changes_while_it_is_read_is_a_data_error(tmp_path: Path, res
 # --- workers ---
 
 
-def module(source: TarSource, plan: Plan, workers: int, batch_size: int, rank: int = 0) -> PixelDataModule:
-    made = PixelDataModule(source, SPEC, batch_size, workers)
-    made.plan = plan.by_rank()[rank]
-    made.trainer = on_device("cpu")
-    return made
-
-
-def on_device(name: str) -> Any:
-    """A stand-in for a Trainer that runs on a device of this kind."""
-    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
-
-
 Seen = dict[tuple[int, int], tuple[str, str | None, bytes]]
 
 
@@ -214,6 +197,14 @@ def test_any_number_of_ranks_and_workers_gives_the_same_samples(tmp_path: Path) 
         together = [seen(loader) for loader in shares]
         assert sum(map(len, together)) == 17
         assert {identity: sample for one in together for identity, sample in one.items()} == alone
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_rank_with_fewer_cores_than_rank_0_starts_the_workers_of_the_plan(tmp_path: Path) -> None:
+    write_shards(tmp_path, [9, 9])
+    source = TarSource(str(tmp_path))
+    plan = plan_of(source, 3, 2)
+    assert len(seen(module(source, plan, 1, 2).predict_dataloader())) == 18
 
 
 def test_a_rank_without_work_starts_no_worker(tmp_path: Path) -> None:
@@ -283,19 +274,7 @@ def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) ->
         list(module(source, plan, 1, 2).predict_dataloader())
 
 
-LOADS = """
-import sys, time
-sys.path[:0] = sys.argv[2:4]
-from test_dataset import SPEC, TarSource, module, plan_of
-import psutil
-source = TarSource(sys.argv[1])
-loader = iter(module(source, plan_of(source, 2, 16), 2, 16).predict_dataloader())
-next(loader)
-print(*(child.pid for child in psutil.Process().children()), flush=True)
-time.sleep(60)
-"""
-
-
+@pytest.mark.slow
 def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
     """Also those that wait for room in the pipe to it, which long captions fill: PyTorch's own watch forgets these."""
     image, text = jpeg(), b"x" * 20_000
@@ -303,7 +282,7 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
         tmp_path / "x.tar",
         {f"{i:03d}.{e}": (image if e == "jpg" else text) for i in range(400) for e in ("jpg", "txt")},
     )
-    command = [sys.executable, "-c", LOADS, str(tmp_path), *map(str, Path(__file__).parents[:2])]
+    command = [sys.executable, str(Path(loader.__file__)), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as main:
         assert isinstance(main.stdout, io.BufferedReader)
         workers = [psutil.Process(int(pid)) for pid in main.stdout.readline().split()]

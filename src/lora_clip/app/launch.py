@@ -61,7 +61,7 @@ def build_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> pl.Train
     """
     arguments = {**plain(config), **torchrun_shape()}
     distributed = arguments["num_nodes"] != 1 or arguments["devices"] not in (1, "1", "auto") or _many_gpus(arguments)
-    if arguments["strategy"] in ("auto", "ddp") and distributed:
+    if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and distributed):
         arguments["strategy"] = RanksApart()
     try:
         return pl.Trainer(
@@ -69,9 +69,9 @@ def build_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> pl.Train
             callbacks=[*callbacks, Interruption()],
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=False,  # the monitor has one over all ranks
             enable_model_summary=False,
-            use_distributed_sampler=False,
+            use_distributed_sampler=False,  # the plan says who does what
             inference_mode=True,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -107,6 +107,7 @@ def torchrun_shape() -> dict[str, Any]:
 def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
     """Predict on this rank, then wait for the others. An error here ends the ranks that Lightning launched as well."""
     try:
+        # without return_predictions=False every embedding would stay in memory
         trainer.predict(model, datamodule=data, return_predictions=False)
         trainer.strategy.barrier()
     except BaseException:

@@ -57,16 +57,17 @@ class PixelDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[PixelBatch]:
         """The batches of this rank, as soon as any worker has one."""
         assert self.plan is not None
-        workers = self.num_workers if any(self.plan.shares) else 0
+        # As many as the plan has shares for: a rank whose cores are others than rank 0's must leave none of them out
+        workers = len(self.plan.shares) if self.num_workers and any(self.plan.shares) else 0
         return DataLoader(
             self._dataset(workers),
-            batch_size=None,
+            batch_size=None,  # the dataset makes batches itself, of fixed borders
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             pin_memory=self._device_type == "cuda",
             worker_init_fn=partial(_prepare_worker, self._niceness()) if workers else None,
-            in_order=False,
-            multiprocessing_context="fork" if workers else None,
+            in_order=False,  # a batch says where it belongs, so none waits for a slower worker's
+            multiprocessing_context="fork" if workers else None,  # the ring is inherited, not sent
         )
 
     def _dataset(self, workers: int) -> PixelDataset:
@@ -94,7 +95,7 @@ class PixelDataModule(LightningDataModule):
 
 def _prepare_worker(niceness: int, _: int) -> None:
     """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means, and when to end."""
-    os.nice(niceness)
+    os.nice(niceness)  # see NICENESS
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None  # errors go to the main process; only its sudden end would be complained of here
     end_with_parent()

@@ -27,7 +27,9 @@ class Ring:
 
     def __init__(self, workers: int, slots: int, shape: tuple[int, ...]) -> None:
         self.number = next(_numbers)
+        # one semaphore a worker, which counts its free buffers: a worker waits for its own and for nobody else's
         self._free = [multiprocessing.get_context("fork").Semaphore(slots) for _ in range(workers)]
+        # shared and without a name: nothing is left behind, however the processes end
         memory = mmap.mmap(-1, workers * slots * prod(shape))
         self._pixels_WSBCHW = torch.frombuffer(memory, dtype=torch.uint8).view(workers, slots, *shape)
         self._next = 0
@@ -36,6 +38,7 @@ class Ring:
     def take(self, worker: int) -> tuple[torch.Tensor, Slot]:
         """The worker's next buffer (B, C, H, W), as soon as it is free; its content is what it held before."""
         self._free[worker].acquire()
+        # each worker is a fork and counts for itself; released in the order taken, the next one is the free one
         index, self._next = self._next, (self._next + 1) % self._pixels_WSBCHW.shape[1]
         return self._pixels_WSBCHW[worker, index], Slot(self.number, worker, index)
 
@@ -64,6 +67,7 @@ class SharedBatch(PixelBatch):
     slot: Slot | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # pickled is the number of the slot; the pixels lie in memory that both processes have
         assert self.slot is not None
         return _arrive, (self.slot, self.rows, self.rejects, self.work, self.last, self.seconds)
 
@@ -82,4 +86,5 @@ class SharedBatch(PixelBatch):
 def _arrive(
     slot: Slot, rows: list[ImageRow], rejects: list[Reject], work: WorkRange, last: bool, seconds: dict[str, float]
 ) -> SharedBatch:
+    # in the main process, whose ring of that number is the one that the worker inherited
     return SharedBatch(_rings[slot.ring].pixels(slot), rows, rejects, work, last, seconds, slot)

@@ -60,6 +60,7 @@ class Store(Layout):
         Raises StorageError where the file system refuses; nothing partial remains under a final name.
         """
         assert len(embeddings_ND) == len(rows)
+        # img_emb last: readers pair the two folders by position, so an .npy must never be seen without its .parquet
         writers: dict[str, Write] = {}
         if rejects:
             writers["rejects"] = lambda file: write_table([reject_table(rejects)], REJECTS_SCHEMA, file)
@@ -84,6 +85,7 @@ class Store(Layout):
         writers = {kind: joiner(kind, files[kind], counts[0]) for kind in kinds}
         written = self._commit_files({kind: self.path(kind, shard) for kind in kinds}, writers)
         seconds = sum(entry.seconds for entry in ranges)
+        # from here on the shard counts as a whole; a crash before the ranges are dropped leaves orphans, not doubles
         whole = self._commit_line(rank, WorkRange(shard, 0, ranges[-1].stop), counts, written, True, seconds)
         self._drop(ranges)
         return whole

@@ -45,6 +45,7 @@ def members(file: RangeReader, start: int = 0) -> Iterator[Member]:
             yield Member("", offset, offset, following - offset, _describe_damage(file, offset, following, error))
             offset = following
             continue
+        # what is no image to us (folders) is passed over without a place; damage has one, so that it is accounted for
         if (member := _as_member(info, offset, end)) is not None:
             yield member
         offset = following
@@ -105,6 +106,7 @@ def _header_at(window: _Window, offset: int) -> tuple[tarfile.TarInfo, int]:
     served: Any = window
     cursor = _Cursor(fileobj=served, mode="r", encoding="utf-8", errors="surrogateescape")
     info = tarfile.TarInfo.fromtarfile(cursor)
+    # a size in base 256 may be negative: following it would go back, and read the same headers for ever
     if info.size < 0 or cursor.offset < info.offset_data:
         raise tarfile.ReadError("member of negative size")
     return info, cursor.offset
@@ -135,6 +137,7 @@ def _next_header(file: RangeReader, offset: int, end: int) -> int:
         chunk = file.read_at(base, SEARCHED_AT_ONCE)
         found = chunk.find(MAGIC)
         while found >= 0:
+            # headers begin at multiples of a block; the same bytes elsewhere are somebody's text
             if found % BLOCK == MAGIC_OFFSET:
                 return base + found - MAGIC_OFFSET
             found = chunk.find(MAGIC, found + 1)
@@ -142,6 +145,7 @@ def _next_header(file: RangeReader, offset: int, end: int) -> int:
 
 
 def _describe_damage(file: RangeReader, start: int, stop: int, error: Exception) -> str:
+    # a whole tar under gzip is the usual case, and has a better answer than "damaged"
     head = file.read_at(0, 8)
     compression = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
     if start == 0 and compression:

@@ -1,0 +1,170 @@
+"""What only a GPU can show, with whole jobs on one: fidelity, the same bytes, copies, memory, the ranks' meeting."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.jobs import check_layout, new_folder, predict, snapshot, start, uninterrupted, wait_for
+from lora_clip.loading.ring import Ring, SharedBatch
+from lora_clip.monitor.devices import open_gauge
+from lora_clip.monitor.stopwatch import DeviceStopwatch
+from lora_clip.output.writer import _begin_copy
+from lora_clip.types import WorkRange
+
+GPU = ("trainer.accelerator=gpu", "trainer.devices=1")
+SMALL_BATCHES = ("data.batch_size=8", "data.num_workers=2")
+IMAGES = 400
+DEVICE = torch.device("cuda", 0)
+
+
+def embed(*overrides: str) -> Path:
+    """The output of a job on the GPU. It is started cold: CUDA must not be forked."""
+    output = new_folder() / "output"
+    predict(f"output_dir={output}", *GPU, *overrides).expect(0)
+    return output
+
+
+def embeddings(output: Path) -> np.ndarray:
+    """All embeddings (N, D) of an output, float32, in the order of the input."""
+    return np.concatenate([np.load(path) for path in sorted((output / "img_emb").iterdir())]).astype(np.float32)
+
+
+def lowest_cosine(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
+    """The smallest cosine between rows of the same number."""
+    lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
+    return float((np.sum(one_ND * other_ND, axis=1) / lengths_N).min())
+
+
+# --- Embeddings ---
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.9999), ("bfloat16", 0.999), ("float16", 0.999)])
+def test_every_dtype_is_close_to_float32_on_a_cpu(dtype: str, least: float) -> None:
+    """Raw, and centred: what all images share makes raw cosines look better than the differences between images are."""
+    if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU does not compute in bfloat16")
+    expected_ND = embeddings(uninterrupted("model.dtype=float32", "output.dtype=float32"))
+    found_ND = embeddings(embed(f"model.dtype={dtype}", "output.dtype=float32"))
+    mean_D = expected_ND.mean(axis=0)
+    assert lowest_cosine(found_ND, expected_ND) >= least
+    assert lowest_cosine(found_ND - mean_D, expected_ND - mean_D) >= least
+
+
+def test_a_compiled_model_gives_what_an_eager_one_does() -> None:
+    one_ND, other_ND = (
+        embeddings(embed("output.dtype=float32", f"model.compile={compiled}")) for compiled in ("false", "true")
+    )
+    assert lowest_cosine(one_ND, other_ND) >= 0.999
+
+
+@pytest.fixture(scope="module")
+def plain() -> Path:
+    """What the GPU makes of the demo without workers."""
+    return embed("data.batch_size=8", "data.num_workers=0")
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_same_bytes_on_any_number_of_workers(workers: int, plain: Path) -> None:
+    output = embed("data.batch_size=8", f"data.num_workers={workers}")
+    assert snapshot(output) == snapshot(plain)
+    check_layout(output, rows=IMAGES)
+
+
+def test_the_same_bytes_after_a_kill(plain: Path) -> None:
+    output = new_folder() / "output"
+    job = start(f"output_dir={output}", *GPU, *SMALL_BATCHES)
+    assert wait_for(lambda: list((output / "img_emb").glob("*.npy")), pause=0.005), job.stderr
+    job.signal_all(9)
+    job.wait()
+    predict(f"output_dir={output}", *GPU, *SMALL_BATCHES).expect(0)
+    assert snapshot(output) == snapshot(plain)
+
+
+def test_one_rank_of_ddp_meets_over_gloo_with_its_device_on_the_gpu(plain: Path) -> None:
+    output = embed(*SMALL_BATCHES, "trainer.strategy=ddp")
+    assert snapshot(output) == snapshot(plain)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_same_bytes_on_two_gpus(plain: Path) -> None:
+    output = new_folder() / "output"
+    predict(f"output_dir={output}", "trainer.accelerator=gpu", "trainer.devices=2", *SMALL_BATCHES).expect(0)
+    assert snapshot(output) == snapshot(plain)
+
+
+# --- Copies ---
+
+
+def busy(milliseconds: int = 50) -> None:
+    """Let the GPU work for a while, and go on at once."""
+    torch.cuda._sleep(milliseconds * 1_000_000)
+
+
+def test_pixels_from_the_ring_arrive_whole_while_its_buffers_are_filled_again() -> None:
+    ring = Ring(1, 1, (4, 3, 64, 64))
+    arrived = []
+    for value in range(20):
+        pixels_BCHW, slot = ring.take(0)  # hangs where pin_memory did not release the buffer
+        pixels_BCHW[:] = value
+        pinned = SharedBatch(pixels_BCHW, [], [], WorkRange(0, 0, 4), True, slot=slot).pin_memory()
+        assert pinned.pixels_BCHW.is_pinned()
+        busy(5)
+        arrived.append(pinned.to(DEVICE).pixels_BCHW)
+    assert [pixels.unique().tolist() for pixels in arrived] == [[value] for value in range(20)]
+
+
+def test_the_writers_copy_is_begun_without_waiting_and_whole_after_its_event() -> None:
+    for value in range(5):
+        embeddings_BD = torch.zeros(256, 512, device=DEVICE)
+        torch.cuda.synchronize()
+        busy(200)
+        embeddings_BD += value
+        on_host_BD, event = _begin_copy(embeddings_BD)
+        assert event is not None and not event.query() and on_host_BD.is_pinned()
+        event.synchronize()
+        assert on_host_BD.unique().tolist() == [value]
+
+
+# --- Memory and measures ---
+
+
+def test_a_device_without_memory_left_is_said_with_its_status() -> None:
+    free, _ = torch.cuda.mem_get_info(DEVICE)
+    hog = torch.empty(max(0, free - (1 << 30)), dtype=torch.uint8, device=DEVICE)  # a gigabyte is left for the job
+    outcome = predict(f"output_dir={new_folder() / 'out'}", *GPU, "data.batch_size=20000", "data.num_workers=0")
+    del hog
+    torch.cuda.empty_cache()
+    outcome.expect(12)
+    assert "out of memory" in outcome.stderr and "data.batch_size" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_the_stopwatch_tells_the_devices_time() -> None:
+    torch.cuda.synchronize()
+    stopwatch = DeviceStopwatch()
+    for _ in range(3):
+        stopwatch.batch_came()
+        busy(100)
+        stopwatch.batch_left()
+        stopwatch.batch_taken()
+    started = time.perf_counter()
+    torch.cuda.synchronize()
+    passed = time.perf_counter() - started
+    stopwatch.finish()
+    assert passed > 0.05, "the host was ahead of the device"
+    waiting, forward, blocked = stopwatch.read()
+    assert forward > 0.05 and waiting + blocked < forward
+
+
+def test_nvml_knows_the_device() -> None:
+    pytest.importorskip("pynvml")
+    gauge = open_gauge(DEVICE)
+    assert gauge is not None
+    reading = gauge.read()
+    assert 0 < reading.used_bytes < reading.total_bytes
+    assert reading.total_bytes >= torch.cuda.get_device_properties(DEVICE).total_memory * 0.9
