@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -63,6 +64,12 @@ def is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def is_sum(value: Any) -> bool:
+    """Accepts mappings of a name to a number, as {a: 0.7, b: 0.3}."""
+    numbers = isinstance(value, dict) and all(type(one) in (int, float) and isfinite(one) for one in value.values())
+    return bool(value) and numbers and all(map(is_name, value))
+
+
 AUTO, NULL = one_of("auto"), one_of(None)
 
 # For OmegaConf each of these is Any, because it would convert: 7 to true for a bool; the folder 2024_10_05, which Hydra
@@ -79,6 +86,9 @@ Shards = Annotated[Any, Takes("a path, a list of paths, or null", either(NULL, i
 Extensions = Annotated[Any, Takes("an extension, a list of them, or null", either(NULL, is_name, list_of(is_name)))]
 Functions = Annotated[Any, Takes("a list of module:function", list_of(is_function_name))]
 ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL, is_name))]
+AdapterName = Annotated[
+    Any, Takes("one hub name or folder, a sum as in {a: 0.7, b: 0.3}, or null", either(NULL, is_name, is_sum))
+]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 ComputeType = Annotated[
@@ -131,9 +141,11 @@ class Model:
     """The CLIP model and its adapter, and how they compute."""
 
     base: Annotated[ModelName, "a CLIP model: hub name or folder; null: the one that the adapter names"] = None
-    adapter: Annotated[ModelName, "a LoRA adapter: hub name or folder; null: the base model alone", "the demo's"] = (
-        MISSING
-    )
+    adapter: Annotated[
+        AdapterName,
+        "an adapter: hub name (name@revision) or folder; {a: 0.7, b: 0.3} a weighted sum; null: the base model alone",
+        "the demo's",
+    ] = MISSING
     dtype: Annotated[
         ComputeType, "of the computation; auto: bfloat16 on a device that computes in it, else float32"
     ] = "auto"

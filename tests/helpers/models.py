@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -88,15 +88,22 @@ def save_adapter(
     `lora` are LoraConfig's arguments; `dtype` is that of the saved weights.
     """
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **lora})
+    return save_trained(folder, load_class(kind, base), config, seed, dtype)
+
+
+def save_trained(
+    folder: Path, model: nn.Module, config: PeftConfig, seed: int = 1, dtype: torch.dtype = torch.float32
+) -> Path:
+    """An adapter of any kind for a module, its trained weights moved at random, saved as PEFT does."""
     with quiet_peft():
-        model = get_peft_model(load_class(kind, base), config)
+        adapted = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     with quiet_peft():
-        model.to(dtype).save_pretrained(str(folder), save_embedding_layers=False)
+        adapted.to(dtype).save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 
@@ -158,7 +165,7 @@ def reference(base: Path, adapter: Path | None, kind: str, pixels_BCHW: torch.Te
         with quiet_peft():
             PeftModel.from_pretrained(model, str(adapter)).eval()  # puts its layers into `model`
     values = processed(base, pixels_BCHW)
-    with torch.inference_mode():
+    with torch.inference_mode(), quiet_peft():
         return functional.normalize(_embed(model, kind, base, values), dim=-1)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 
 from helpers.models import (
     KINDS,
@@ -19,14 +22,19 @@ from helpers.models import (
     load_class,
     lowest_cosine,
     name_as_transformers_4,
+    processed,
     quiet_peft,
     random_pixels,
     reference,
     save_adapter,
     save_base,
+    save_trained,
 )
+from helpers.open_clip import Transformer, embed_with
 from lora_clip.errors import AdapterError
-from lora_clip.models.adapters import summarise
+from lora_clip.models.adapter_kinds import SHARED, AdapterSummary
+from lora_clip.models.adapter_sums import merge_sum
+from lora_clip.models.adapters import attach_text, merge, summarise
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip import Clip
 from lora_clip.models.clip_tower import VisionTower
@@ -67,6 +75,9 @@ MATRIX = [
     ("CLIPModel", "text tokens too", {"trainable_token_indices": {"token_embedding": [0, 1]}}),
 ]
 PIXELS_BCHW = random_pixels(3)
+PROJECT = Path(__file__).parents[2]
+MATRICES, SHAPES = ("w_lora_A", "w_lora_B"), ((4, 32), (32, 4))
+"""What CLIP-LoRA saves of a layer."""
 
 
 def cases() -> Iterator[Any]:
@@ -98,9 +109,10 @@ def embed(base: Path, adapter: Path) -> torch.Tensor:
         return load(base, adapter).encoder(PIXELS_BCHW)
 
 
-def check_faithful(base: Path, adapter: Path, kind: str, trained: Path | None = None) -> None:
+def check_faithful(base: Path, adapter: Path, kind: str, trained: Path | None = None, least: float = 0.999) -> None:
+    """`least`: below which cosine to the base the adapter's embeddings must be."""
     expected_BD = reference(base, trained or adapter, kind, PIXELS_BCHW)
-    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999, (
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < least, (
         "the adapter must matter"
     )
     assert lowest_cosine(embed(base, adapter), expected_BD) >= 0.9999
@@ -135,7 +147,7 @@ def test_summary_says_what_was_loaded(base: Path, tmp_path: Path) -> None:
     lora: dict[str, Any] = {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj", "fc1"]}
     adapter = save_adapter(tmp_path / "adapter", base, **lora)
     summary = load(base, adapter).adapter
-    assert summary is not None and summary == summarise(Clip(), adapter)
+    assert summary is not None and summary == summarise(Clip(), find_checkpoint(str(base), str(adapter)))
     assert (summary.kind, summary.rank, summary.layers) == ("rsLoRA", "2/4", 4)
 
 
@@ -220,20 +232,74 @@ def test_text_tower_adapter_never_lands_in_the_vision_tower(base: Path, tmp_path
         load(base, adapter)
 
 
-def test_other_peft_kinds_are_refused(base: Path, tmp_path: Path) -> None:
-    from peft import IA3Config, get_peft_model
+def save_kind(folder: Path, base: Path, kind: str, trained_on: str, **config: Any) -> Path:
+    """An adapter of a kind of PEFT's with random weights; returns the folder."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    config = IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"])
-    with quiet_peft():
-        get_peft_model(load_class("CLIPModel", base), config).save_pretrained(str(tmp_path / "adapter"))
-    with pytest.raises(AdapterError, match=r"IA3.*only LoRA"):
-        load(base, tmp_path / "adapter")
+    classes = {one.value: cls for one, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    config = {"target_modules": ["q_proj", "v_proj"], **config}
+    return save_trained(folder, load_class(trained_on, base), classes[kind](**config))
 
 
-@pytest.mark.parametrize("peft_type", [..., None, "FROM_THE_FUTURE"])
+OTHER_KINDS: dict[str, dict[str, Any]] = {
+    "ADALORA": {"total_step": 10},
+    "BEFT": {},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 4},
+    "DEFT": {},
+    "DELORA": {},
+    "FOURIERFT": {"n_frequency": 50},
+    "GLORA": {},
+    "GRALORA": {},
+    "HIRA": {},
+    "HRA": {"r": 4},
+    "IA3": {"feedforward_modules": []},
+    "LN_TUNING": {"target_modules": ["layer_norm1"]},
+    "LOHA": {"r": 4, "alpha": 8, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "LOKR": {"r": 4, "alpha": 8, "rank_pattern": {"q_proj": 2}},
+    "MISS": {"r": 4},
+    "OFT": {"oft_block_size": 4, "modules_to_save": ["post_layernorm"]},
+    "OSF": {},
+    "PEANUT": {},
+    "PSOFT": {},
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 4},
+    "SUPERTUNING": {},
+    "TRAINABLE_TOKENS": {"target_modules": ["position_embedding"], "token_indices": [1, 2]},
+    "VBLORA": {"vector_length": 4, "num_vectors": 16, "topk": 2},
+    "WAVEFT": {"n_frequency": 50},
+    "FROD": {},
+    "PVERA": {},
+    "RANDLORA": {"r": 4},
+    "TINYLORA": {},
+    "UNILORA": {},
+    "VERA": {"r": 4},
+}
+"""Kinds besides LoRA, each with what its config needs on a model this small."""
+
+
+@pytest.mark.parametrize("trained_on", ["CLIPModel", pytest.param("CLIPVisionModel", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_are_merged_or_refused(base: Path, tmp_path: Path, kind: str, trained_on: str) -> None:
+    adapter = save_kind(tmp_path / "adapter", base, kind, trained_on, **OTHER_KINDS[kind])
+    if kind in SHARED and trained_on == "CLIPModel":
+        with pytest.raises(AdapterError, match=rf"{kind}.*share.*merge_and_unload.*model\.base"):
+            load(base, adapter)
+        return
+    check_faithful(base, adapter, trained_on, least=1 - 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LILY", "PREFIX_TUNING"])
+def test_kinds_that_cannot_be_merged_are_refused(base: Path, adapter: Path, kind: str) -> None:
+    edit_config(adapter / "adapter_config.json", peft_type=kind)
+    with pytest.raises(AdapterError, match=rf"{kind}, which cannot be merged.*docs/adapters\.md.*model\.adapter=null"):
+        load(base, adapter)
+
+
+@pytest.mark.parametrize("peft_type", [..., None, "FROM_THE_FUTURE", ["LORA"]])
 def test_unknown_peft_kind_is_refused(base: Path, adapter: Path, peft_type: object) -> None:
     edit_config(adapter / "adapter_config.json", peft_type=peft_type)
-    with pytest.raises(AdapterError, match="only LoRA"):
+    with pytest.raises(AdapterError, match=r"does not know: pip install -U peft"):
         load(base, adapter)
 
 
@@ -300,3 +366,159 @@ def test_config_that_this_peft_would_pass_over_is_refused(base: Path, adapter: P
 def test_nothing_is_printed(base: Path, adapter: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(base, adapter)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel"])
+def test_names_that_were_saved_by_hand(base: Path, tmp_path: Path, kind: str) -> None:
+    """By torch.compile, FSDP, or as a state_dict with the adapter's own name."""
+    trained = save_adapter(tmp_path / "trained", base, kind, use_dora=True)
+    shutil.copytree(trained, tmp_path / "renamed")
+
+    def rename(name: str) -> str:
+        return name.replace(PREFIX, f"{PREFIX}_orig_mod.").replace(".lora_A.", ".lora_A.default.")
+
+    edit_weights(tmp_path / "renamed", lambda weights: {rename(name): weight for name, weight in weights.items()})
+    check_faithful(base, tmp_path / "renamed", kind, trained=trained)
+
+
+def test_encoder_within_a_tower(base: Path, tmp_path: Path) -> None:
+    """PEFT put onto `vision_model.encoder` alone."""
+    whole: Any = load_class("CLIPModel", base)
+    config = LoraConfig(r=4, target_modules=["q_proj", "fc1"])
+    adapter = save_trained(tmp_path / "adapter", whole.vision_model.encoder, config)
+    with torch.inference_mode():
+        values = processed(base, PIXELS_BCHW)
+        expected_BD = whole.get_image_features(pixel_values=values).pooler_output
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path=None)
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999
+    assert lowest_cosine(embed(base, adapter), expected_BD) >= 0.9999
+
+
+def test_classifier_on_top_is_left_aside(base: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", base, "CLIPForImageClassification", modules_to_save=["classifier"])
+    shutil.copytree(adapter, tmp_path / "bare")
+    edit_config(tmp_path / "bare" / "adapter_config.json", modules_to_save=None)
+    edit_weights(tmp_path / "bare", lambda weights: {n: w for n, w in weights.items() if "classifier" not in n})
+    check_faithful(base, adapter, "CLIPModel", trained=tmp_path / "bare")
+
+
+def test_sum_is_that_of_the_changes(base: Path, tmp_path: Path) -> None:
+    """Against W + 0.7 d1 - 0.4 d2, each d from PEFT's own merge of the whole model; images and texts."""
+    one = save_adapter(tmp_path / "one", base, use_dora=True, modules_to_save=["visual_projection"])
+    other = save_kind(tmp_path / "other", base, "LOKR", "CLIPModel", r=4, target_modules=["q_proj", "fc1"])
+    weights = {str(one): 0.7, str(other): -0.4}
+    start = load_class("CLIPModel", base).state_dict()
+    expected = {name: weight.double() for name, weight in start.items()}
+    for folder, weight in weights.items():
+        with quiet_peft():
+            merged = PeftModel.from_pretrained(load_class("CLIPModel", base), folder).merge_and_unload().state_dict()
+        expected = {name: sum_ + weight * (merged[name].double() - start[name]) for name, sum_ in expected.items()}
+    summed: Any = load_class("CLIPModel", base)
+    summed.load_state_dict(expected)
+    with torch.inference_mode():
+        expected_BD = summed.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
+    loaded = MergedEmbedder(find_checkpoint(str(base), weights)).images
+    for single in (one, other):
+        assert lowest_cosine(embed(base, single), expected_BD) < 0.999, "the weights must matter"
+    with torch.inference_mode():
+        assert lowest_cosine(loaded.encoder(PIXELS_BCHW), expected_BD) >= 1 - 1e-6
+    assert loaded.adapter == AdapterSummary("DoRA and LoKr", "4", 4)
+    text: Any = Clip().load_text(base)
+    merge_sum(text, find_checkpoint(str(base), weights).parts, lambda folder: merge_text(text, folder))
+    for name, weight in text.state_dict().items():
+        assert torch.allclose(weight.double(), expected[name], atol=1e-6)
+
+
+def merge_text(text: Any, folder: Path) -> None:
+    adapted = attach_text(Clip(), text, folder)
+    assert adapted is not None
+    merge(adapted, folder)
+
+
+def test_sum_of_one_with_weight_one_is_that_adapter(base: Path, adapter: Path) -> None:
+    with torch.inference_mode():
+        summed_BD = MergedEmbedder(find_checkpoint(str(base), {str(adapter): 1})).images.encoder(PIXELS_BCHW)
+    assert lowest_cosine(summed_BD, embed(base, adapter)) >= 1 - 1e-6
+
+
+def test_sum_that_changes_nothing_is_refused(base: Path, adapter: Path) -> None:
+    with pytest.raises(AdapterError, match=r"sum of adapters changes nothing.*weights all 0"):
+        assert MergedEmbedder(find_checkpoint(str(base), {str(adapter): 0})).images
+
+
+def test_what_clip_lora_saved_is_converted(base: Path, tmp_path: Path) -> None:
+    """examples/clip_lora.py on the form of its .pt, vision tower of two layers; W + alpha / sqrt(r) B A."""
+    generator, names = torch.Generator().manual_seed(3), {"q_proj": "q_proj", "v_proj": "v_proj", "proj": "out_proj"}
+
+    def pair() -> dict[str, torch.Tensor]:
+        return {name: torch.randn(shape, generator=generator) / 8 for name, shape in zip(MATRICES, SHAPES, strict=True)}
+
+    weights = {f"layer_{number}": {name: pair() for name in names} for number in range(2)}
+    about = {"r": 4, "alpha": 3, "encoder": "vision", "params": ["q", "v", "o"], "position": "all"}
+    torch.save({"weights": weights, "metadata": about}, tmp_path / "lora.pt")
+    script = [sys.executable, str(PROJECT / "examples" / "clip_lora.py")]
+    subprocess.run([*script, *map(str, (tmp_path / "lora.pt", base, tmp_path / "adapter"))], check=True)
+    model: Any = load_class("CLIPModel", base)
+    with torch.no_grad():
+        for number, layer in enumerate(model.vision_model.encoder.layers):
+            for name, own in names.items():
+                one = weights[f"layer_{number}"][name]
+                getattr(layer.self_attn, own).weight += 3 / 4**0.5 * one["w_lora_B"] @ one["w_lora_A"]
+        expected_BD = model.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999
+    assert lowest_cosine(embed(base, tmp_path / "adapter"), expected_BD) >= 0.9999
+
+
+@pytest.mark.parametrize("targets", [["attn"], ["attn", "c_fc", "c_proj"], ["c_fc", "out_proj"]])
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("within", ["", "visual.transformer."])
+def test_peft_on_open_clips_transformer(
+    base: Path, tmp_path: Path, targets: list[str], rslora: bool, within: str
+) -> None:
+    """Its base has no name; attention's three matrices are one there."""
+    model: Any = load_class("CLIPModel", base)
+    values, transformer = processed(base, PIXELS_BCHW), Transformer(model.vision_model.encoder.layers).eval()
+    with torch.inference_mode():
+        plain_BD = embed_with(transformer, model, values)
+    assert lowest_cosine(plain_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) > 1 - 1e-6, "the same model"
+    config = LoraConfig(r=4, target_modules=targets, use_rslora=rslora)
+    adapter = save_trained(tmp_path / "adapter", transformer, config)
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path=["ViT-B-32", "openai"])
+    with torch.inference_mode():
+        expected_BD = embed_with(transformer, model, values)
+    edit_weights(adapter, lambda weights: {n.replace(PREFIX, f"{PREFIX}{within}"): w for n, w in weights.items()})
+    assert lowest_cosine(expected_BD, plain_BD) < 0.9999
+    assert lowest_cosine(embed(base, adapter), expected_BD) >= 1 - 1e-6
+
+
+def test_open_clips_text_is_not_taken_for_vision(base: Path, tmp_path: Path) -> None:
+    """In a whole open_clip model the text tower is `transformer`, beside `visual`."""
+    model: Any = load_class("CLIPModel", base)
+    blocks = Transformer(model.vision_model.encoder.layers)
+    adapter = save_trained(tmp_path / "adapter", blocks, LoraConfig(r=4, target_modules=["c_fc"]))
+    expected_BD = embed(base, adapter)
+
+    def beside_text(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        vision = {name.replace(PREFIX, f"{PREFIX}visual.transformer."): weight for name, weight in weights.items()}
+        text = {name.replace(PREFIX, f"{PREFIX}transformer."): 9 * weight for name, weight in weights.items()}
+        return vision | text
+
+    edit_weights(adapter, beside_text)
+    assert torch.equal(embed(base, adapter), expected_BD)
+
+
+def test_open_clips_patterns_are_refused(base: Path, tmp_path: Path) -> None:
+    model: Any = load_class("CLIPModel", base)
+    config = LoraConfig(r=4, target_modules=["c_fc"], rank_pattern={"c_fc": 2})
+    adapter = save_trained(tmp_path / "adapter", Transformer(model.vision_model.encoder.layers), config)
+    with pytest.raises(AdapterError, match=r"open_clip model, with rank_pattern.*merge_and_unload"):
+        load(base, adapter)
+
+
+def test_open_clips_other_weights_are_refused(base: Path, tmp_path: Path) -> None:
+    model: Any = load_class("CLIPModel", base)
+    config = LoraConfig(r=4, target_modules=["c_fc"])
+    adapter = save_trained(tmp_path / "adapter", Transformer(model.vision_model.encoder.layers), config)
+    edit_weights(adapter, lambda weights: {**weights, f"{PREFIX}proj.lora_A.weight": torch.ones(4, 32)})
+    with pytest.raises(AdapterError, match=r"proj\.lora_A\.weight has no counterpart.*merge_and_unload"):
+        load(base, adapter)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import edit_config, save_adapter, save_base
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.models.checkpoint import file_digest, find_checkpoint, weights_digest
+from lora_clip.models.checkpoint import digests, file_digest, find_checkpoint, weights_digest
 
 TITLE = "Adding `safetensors` variant of this model"
 
@@ -150,9 +150,54 @@ def test_adapter_config_that_is_not_json(base: Path, adapter: Path, text: str) -
 
 @pytest.mark.parametrize("named", [7, ["a"], {"a": 1}])
 def test_base_that_is_named_by_no_string(base: Path, adapter: Path, named: Any) -> None:
+    """PEFT on a module without a name, such as open_clip's, writes what it finds there."""
     name_base(adapter, named)
-    with pytest.raises(AdapterError, match="base_model_name_or_path"):
-        find_checkpoint(str(base), str(adapter))
+    assert find_checkpoint(str(base), str(adapter)).note is None
+    with pytest.raises(AdapterError, match=r"does not say which base.*give model\.base="):
+        find_checkpoint(None, str(adapter))
+
+
+def test_adapter_that_is_a_file(base: Path, tmp_path: Path) -> None:
+    """As CLIP-LoRA saves it."""
+    (tmp_path / "lora_weights.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(AdapterError, match=r"is a file.*pickle.*docs/adapters\.md"):
+        find_checkpoint(str(base), str(tmp_path / "lora_weights.pt"))
+
+
+def test_sum_of_adapters(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = save_adapter(tmp_path / "other", base, seed=2)
+    found = find_checkpoint(None, {str(adapter): 0.7, str(other): -1})
+    assert found.base_folder == base and found.adapter == {str(adapter): 0.7, str(other): -1.0}
+    assert [(part.folder, part.weight) for part in found.adapters] == [(adapter, 0.7), (other, -1.0)]
+
+
+def test_sum_of_adapters_of_two_bases_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    foreign = save_base(tmp_path / "foreign", seed=7, layers=1, width=8)
+    other = save_adapter(tmp_path / "other", foreign)
+    with pytest.raises(AdapterError, match="other weights"):
+        find_checkpoint(None, {str(adapter): 0.5, str(other): 0.5})
+
+
+def test_fingerprint_of_one_adapter_is_what_it_was(base: Path, adapter: Path) -> None:
+    assert digests(find_checkpoint(str(base), str(adapter))) == {
+        "base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")},
+        "adapter": {
+            "weights": file_digest(adapter / "adapter_model.safetensors"),
+            "config": file_digest(adapter / "adapter_config.json"),
+        },
+    }
+    assert digests(find_checkpoint(str(base), None))["adapter"] is None
+
+
+def test_fingerprint_of_a_sum_names_all_and_their_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = save_adapter(tmp_path / "other", base, seed=2)
+
+    def of(**weights: float) -> Any:
+        places = {"a": str(adapter), "b": str(other)}
+        return digests(find_checkpoint(str(base), {places[name]: weight for name, weight in weights.items()}))
+
+    assert of(a=0.7, b=0.3) == of(b=0.3, a=0.7) != of(a=0.3, b=0.7)
+    assert [one["weight"] for one in of(a=0.7)["adapter"]["sum"]] == [0.7]
 
 
 def test_adapter_without_config(base: Path, adapter: Path) -> None:
@@ -211,10 +256,13 @@ def test_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     assert file_digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+Folders = dict[tuple[str, str | None], Path]
+
+
 class Hub:
     """A stand-in for the hub: folders by (repository, revision), and a repository's discussions."""
 
-    def __init__(self, folders: dict[tuple[str, str | None], Path], discussions: list[SimpleNamespace]) -> None:
+    def __init__(self, folders: Folders, discussions: list[SimpleNamespace]) -> None:
         self.folders, self.discussions, self.patterns = folders, discussions, set[str]()
 
     def snapshot_download(self, repo: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
@@ -284,3 +332,29 @@ def test_open_clips_own_files_are_refused_with_what_to_do(tmp_path: Path) -> Non
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"no config\.json.*open_clip's own files.*transformers' form"):
         find_checkpoint(str(tmp_path), None)
+
+
+def test_hub_revisions(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: Folders = {("somebody/clip", "v1"): base, ("somebody/lora", "step-100"): adapter}
+    Hub(folders, []).install(monkeypatch)
+    found = find_checkpoint("somebody/clip@v1", "somebody/lora@step-100")
+    assert (found.base, found.base_folder, found.adapter_folder) == ("somebody/clip@v1", base, adapter)
+
+
+def test_revision_of_the_base_that_an_adapter_names(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path="somebody/clip", revision="v1")
+    Hub({("somebody/clip", "v1"): base}, []).install(monkeypatch)
+    assert find_checkpoint(None, str(adapter)).base == "somebody/clip@v1"
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_folder_with_an_at_sign(base: Path, adapter: Path) -> None:
+    folder = adapter.rename(adapter.with_name("lora@v2"))
+    assert find_checkpoint(str(base), str(folder)).adapter_folder == folder
+
+
+def test_conversion_does_not_stand_for_a_revision(pickled: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: Folders = {("openai/clip", "v1"): pickled, ("openai/clip", "refs/pr/19"): base}
+    Hub(folders, [discussion(19)]).install(monkeypatch)
+    with pytest.raises(ModelError, match=r"openai/clip@v1 has no \.safetensors"):
+        find_checkpoint("openai/clip@v1", None)

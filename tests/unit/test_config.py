@@ -161,7 +161,11 @@ REFUSED = {
     "data.orientation=upright": "data.orientation=upright: give ignore or exif",
     "data.stages=[keep]": "data.stages=[keep]: give a list of module:function",
     "data.stages=mine:keep": "data.stages=mine:keep: give a list of module:function",
-    "model.adapter=[a,b]": "model.adapter=[a,b]: give one hub name or folder, or null",
+    "model.adapter=[a,b]": "model.adapter=[a,b]: give one hub name or folder, a sum as in {a: 0.7, b: 0.3}, or null",
+    "model.adapter={a:x}": "model.adapter={a:x}: give one hub name or folder, a sum as in {a: 0.7, b: 0.3}, or null",
+    "model.adapter={a:true}": "model.adapter={a:true}: give one hub name or folder, a sum as in",
+    "model.adapter={a:nan}": "model.adapter={a:nan}: give one hub name or folder, a sum as in",
+    "model.adapter={}": "model.adapter={}: give one hub name or folder, a sum as in",
     "model.compile=7": "model.compile=7: give true or false",
     "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",
@@ -234,9 +238,10 @@ def test_a_key_given_twice_is_refused() -> None:
         (["model=demo_base"], str(DEMO / "base"), None),
         (["model=demo_base", "model.adapter=/y"], str(DEMO / "base"), "/y"),
         (["model=clip", "model.adapter=/y"], None, "/y"),
+        (["model.adapter={/m/a.v1: 0.7, org/b@main: -1}"], None, {"/m/a.v1": 0.7, "org/b@main": -1}),
     ],
 )
-def test_the_model_is_the_one_that_is_named(typed: list[str], base: str | None, adapter: str | None) -> None:
+def test_the_model_is_the_one_that_is_named(typed: list[str], base: str | None, adapter: Any) -> None:
     config = load(*mistakes.with_own_model(typed))
     schema.check(config)
     assert (config.model.base, config.model.adapter) == (base, adapter)

@@ -19,7 +19,8 @@ from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.loading.stages import load_stages
-from lora_clip.models.adapters import AdapterSummary, summarise
+from lora_clip.models.adapter_kinds import AdapterSummary
+from lora_clip.models.adapters import summarise
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, digests, find_checkpoint
 from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
@@ -222,8 +223,7 @@ def finish(job: Job, session: OutputSession, monitor: Monitor, embedder: Embeddi
 
 def _adapter_on_disk(checkpoint: Checkpoint) -> AdapterSummary | None:
     """What the adapter is, for a run that had nothing left to embed and so loaded no model."""
-    folder = checkpoint.adapter_folder
-    return None if folder is None else summarise(find_family(checkpoint.base_folder), folder)
+    return summarise(find_family(checkpoint.base_folder), checkpoint)
 
 
 def _unsound(root: Path, verdict: Verdict) -> str:

@@ -15,7 +15,7 @@ from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
 from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
-from lora_clip.models.adapters import AdapterSummary
+from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.monitor.meter import Machine
 from lora_clip.monitor.progress import Counters, total
@@ -180,12 +180,15 @@ def describe_model(manifest: Mapping[str, Any]) -> str:
     return f"{shown(model['base'])} + {adapter}"
 
 
-def shown(name: str | None) -> str:
-    """A model's name for people: a path below the current folder without the way to it."""
+def shown(name: str | Mapping[str, float] | None) -> str:
+    """A model's name for people: a path below the current folder without the way to it; a sum with its weights."""
+    if isinstance(name, Mapping):
+        return " + ".join(f"{weight:g} x {shown(one)}" for one, weight in name.items())
     path, here = Path(name or ""), Path.cwd()
     return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(name)
 
 
 def describe_adapter(lora: Mapping[str, Any]) -> str:
     """An adapter's kind, rank and reach."""
-    return f"{lora['kind']} rank {lora['rank']}, {lora['layers']} layers"
+    rank = f" rank {lora['rank']}" if lora["rank"] else ""  # OFT, IA3 and others have none
+    return f"{lora['kind']}{rank}, {lora['layers']} layers"

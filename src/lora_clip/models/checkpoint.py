@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,50 @@ CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` vari
 
 
 @dataclass(frozen=True)
+class Part:
+    """An adapter with its weight in a sum: 1 where it is used alone."""
+
+    name: str
+    folder: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A base model and, unless it is used alone, an adapter: their names as given and their local folders."""
+    """A base model and, unless it is used alone, an adapter: their names as given and their local folders.
+
+    A weighted sum of adapters is a mapping of their names to weights; its folders are in `parts`.
+    """
 
     base: str
     base_folder: Path
-    adapter: str | None
+    adapter: str | dict[str, float] | None
     adapter_folder: Path | None
     note: str | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Part, ...]:
+        """The adapters that go onto the base: none, one, or those of a sum."""
+        if isinstance(self.adapter, str) and self.adapter_folder is not None:
+            return (Part(self.adapter, self.adapter_folder),)
+        return self.parts
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether adapters are added up by weights, be it a single one with a weight."""
+        return bool(self.parts)
 
 
-def find_checkpoint(base: str | None, adapter: str | None) -> Checkpoint:
-    """The folders of a base and an adapter; the base is the adapter's own where none is given.
+def find_checkpoint(base: str | None, adapter: str | Mapping[str, float] | None) -> Checkpoint:
+    """The folders of a base and an adapter, or a weighted sum of some; the base is their own where none is given.
 
     Raises ModelError or AdapterError, saying what was looked for and where.
     """
-    if adapter is not None:
+    if isinstance(adapter, str):
         return _with_adapter(base, adapter)
+    if adapter is not None:
+        return _with_sum(base, {str(name): float(weight) for name, weight in adapter.items()})
     if base is None:
         raise ModelError("neither model.base nor model.adapter is given: name a CLIP model, a LoRA adapter, or both")
     return Checkpoint(base, _base_folder(base), None, None)
@@ -53,6 +80,24 @@ def _with_adapter(base: str | None, adapter: str) -> Checkpoint:
     return Checkpoint(base, base_folder, adapter, adapter_folder, note)
 
 
+def _with_sum(base: str | None, weights: dict[str, float]) -> Checkpoint:
+    """The same for a sum: all its adapters must be of the one base."""
+    found = {}
+    for name in weights:
+        found[name] = _with_adapter(base, name)
+        base = found[name].base
+    assert base is not None, "the schema takes no empty sum"
+    notes = dict.fromkeys(one.note for one in found.values() if one.note)
+    parts = tuple(Part(name, _folder_of(one), weights[name]) for name, one in found.items())
+    base_folder = next(iter(found.values())).base_folder
+    return Checkpoint(base, base_folder, weights, None, "; ".join(notes) or None, parts)
+
+
+def _folder_of(checkpoint: Checkpoint) -> Path:
+    assert checkpoint.adapter_folder is not None
+    return checkpoint.adapter_folder
+
+
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter's `adapter_config.json`. Raises AdapterError where it is not one."""
     path = folder / "adapter_config.json"
@@ -66,10 +111,13 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _trained_on(adapter_folder: Path) -> str | None:
-    name = read_adapter_config(adapter_folder).get("base_model_name_or_path")
-    if name is not None and not isinstance(name, str):
-        raise AdapterError(f"{adapter_folder / 'adapter_config.json'}: base_model_name_or_path={name} is not a name")
-    return name or None
+    """The name of an adapter's base, with the revision; None where it has none, as for one that was in memory only."""
+    config = read_adapter_config(adapter_folder)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name:
+        return None
+    named = isinstance(revision, str) and revision and not Path(_beside(adapter_folder, name)).is_dir()
+    return f"{name}@{revision}" if named else name
 
 
 def _own_base(adapter_folder: Path, trained_on: str | None) -> tuple[str, Path]:
@@ -137,6 +185,12 @@ def _open_clip(folder: Path) -> str:
 
 def _adapter_folder(name: str) -> Path:
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise AdapterError(
+            f"adapter {name} is a file, and a folder of adapter_config.json and adapter_model.safetensors is expected, "
+            "as PEFT's save_pretrained makes it. What loralib or CLIP-LoRA saved (.pt) is a pickle, which could run "
+            "anything: docs/adapters.md has the lines that turn it into such a folder"
+        )
     if not folder.is_dir():
         folder = _download(name, ADAPTER_FILES, "model.adapter")
     for file in ADAPTER_FILES:
@@ -154,14 +208,18 @@ def _files(folder: Path) -> str:
 
 
 def _download(name: str, patterns: Sequence[str], key: str) -> Path:
-    """A hub repository's files in the local cache; the hub's safetensors conversion where the repository has none."""
+    """A hub repository's files in the local cache; `name@revision` takes a branch, tag or commit.
+
+    Where a repository has no safetensors, the hub's conversion is taken, unless a revision is named.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    repository, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(patterns)))
-        if not any(folder.glob("*.safetensors")) and (revision := _conversion(name)):
-            folder = Path(snapshot_download(name, allow_patterns=list(patterns), revision=revision))
+        folder = Path(snapshot_download(repository, allow_patterns=list(patterns), revision=revision or None))
+        if not any(folder.glob("*.safetensors")) and not revision and (converted := _conversion(name)):
+            folder = Path(snapshot_download(name, allow_patterns=list(patterns), revision=converted))
     except HFValidationError as error:
         raise ModelError(f"{key}={name}: no such folder, and no name of a hub repository either") from error
     except Exception as error:
@@ -184,14 +242,18 @@ def _conversion(name: str) -> str | None:
 
 def digests(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tells one model from another: SHA-256 of the weights and configs of base and adapter."""
-    adapter, base = checkpoint.adapter_folder, checkpoint.base_folder
+    base, each = checkpoint.base_folder, [_adapter_digests(part.folder) for part in checkpoint.adapters]
+    adapter: dict[str, Any] | None = each[0] if each else None
+    if checkpoint.is_sum:
+        weighted = [{"weight": part.weight, **one} for part, one in zip(checkpoint.parts, each, strict=True)]
+        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"], one["weight"]))}
+    return {"base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")}, "adapter": adapter}
+
+
+def _adapter_digests(folder: Path) -> dict[str, Any]:
     return {
-        "base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")},
-        "adapter": adapter
-        and {
-            "weights": file_digest(adapter / "adapter_model.safetensors"),
-            "config": file_digest(adapter / "adapter_config.json"),
-        },
+        "weights": file_digest(folder / "adapter_model.safetensors"),
+        "config": file_digest(folder / "adapter_config.json"),
     }
 
 

@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.models.adapters import USE_BASE, AdapterSummary, attach, merge
+from lora_clip.models.adapter_kinds import USE_BASE, AdapterSummary, peft_at_work
+from lora_clip.models.adapter_sums import merge_sum, summary_of_sum
+from lora_clip.models.adapters import attach, merge
 from lora_clip.models.base import find_family
-from lora_clip.models.checkpoint import Checkpoint
+from lora_clip.models.checkpoint import Checkpoint, Part
 from lora_clip.models.compute import Compute
 from lora_clip.models.encoder import ImageEncoder, least_cosine, lowest_cosine, probe
 from lora_clip.models.generic import Family, PlainTower, UnfitTowerError
@@ -47,7 +51,7 @@ class MergedEmbedder:
     def texts(self) -> TextEncoder | None:
         """The text tower with its tokenizer; None where the checkpoint has none."""
         base, adapter = self.checkpoint.base_folder, self.checkpoint.adapter_folder
-        return TextEncoder(self.family, base, adapter) if self.family.has_text(base) else None
+        return TextEncoder(self.family, base, adapter, self.checkpoint.parts) if self.family.has_text(base) else None
 
     @property
     def width(self) -> int:
@@ -129,21 +133,63 @@ def _load_merged(
     family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, device: torch.device
 ) -> tuple[nn.Module, torch.Tensor, AdapterSummary | None]:
     """A vision tower with the adapter in its weights, and what the unmerged model made of the probe, (B, D)."""
-    vision, folder = family.load_vision(checkpoint.base_folder).to(device), checkpoint.adapter_folder
+    vision = family.load_vision(checkpoint.base_folder).to(device)
     _check_size(family, vision, checkpoint, spec)
     reference, probe_BCHW = ImageEncoder(PlainTower(family, vision, spec)), probe(spec, device)
     base_BD = _embed(reference, probe_BCHW)
-    if folder is None:
+    merging = _Merging(family, vision, reference, probe_BCHW, base_BD)
+    if checkpoint.is_sum:
+        return vision, *merging.merge_sum(checkpoint.parts)
+    if checkpoint.adapter_folder is None:
         return vision, base_BD, None
-    model, summary = attach(family, vision, folder)
-    adapted_BD = _embed(reference, probe_BCHW)
-    if torch.equal(base_BD, adapted_BD):
-        raise AdapterError(
-            f"adapter {folder} changes nothing: with its {summary.layers} layers the embeddings are the base model's, "
-            f"bit for bit (was it saved before training?). {USE_BASE}"
-        )
-    merge(model, folder)
-    return vision, adapted_BD, summary
+    return vision, *merging.merge(checkpoint.adapter_folder)
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """A vision tower that takes adapters into its weights, and the plain network around it that shows what they do."""
+
+    family: Family
+    vision: nn.Module
+    reference: ImageEncoder
+    probe_BCHW: torch.Tensor
+    base_BD: torch.Tensor
+
+    def merge(self, folder: Path) -> tuple[torch.Tensor, AdapterSummary]:
+        """Merge an adapter; returns what the unmerged model made of the probe, (B, D), and what the adapter is."""
+        model, summary = attach(self.family, self.vision, folder)
+        with peft_at_work(f"adapter {folder} cannot run"):
+            adapted_BD = _embed(self.reference, self.probe_BCHW)
+        if torch.equal(self.base_BD, adapted_BD):
+            raise AdapterError(
+                f"adapter {folder} changes nothing: with its {summary.layers} layers the embeddings are the base "
+                f"model's, bit for bit (was it saved before training?). {USE_BASE}"
+            )
+        merge(model, folder)
+        return adapted_BD, summary
+
+    def merge_sum(self, parts: Sequence[Part]) -> tuple[torch.Tensor, AdapterSummary]:
+        """Merge a weighted sum; returns what the sum in float32 makes of the probe, (B, D), and what its adapters are.
+
+        Each adapter is compared with its unmerged model on the way: a sum has no unmerged form.
+        """
+        summaries: list[AdapterSummary] = []
+
+        def merge_one(folder: Path) -> None:
+            adapted_BD, summary = self.merge(folder)
+            cosine = float(functional.cosine_similarity(adapted_BD, _embed(self.reference, self.probe_BCHW)).min())
+            if not cosine >= (least := least_cosine(torch.float32)):
+                raise AdapterError(
+                    f"adapter {folder}, merged, differs from the unmerged model (cosine {cosine:.6f}, at least {least} "
+                    "is expected): it cannot be part of a sum"
+                )
+            summaries.append(summary)
+
+        merge_sum(self.vision, parts, merge_one)
+        summed_BD = _embed(self.reference, self.probe_BCHW)
+        if torch.equal(self.base_BD, summed_BD):
+            raise AdapterError(f"the sum of adapters changes nothing: are its weights all 0? {USE_BASE}")
+        return summed_BD, summary_of_sum(summaries)
 
 
 @torch.inference_mode()
@@ -165,7 +211,7 @@ def _check_size(family: Family, vision: nn.Module, checkpoint: Checkpoint, spec:
 
 def _disagreement(checkpoint: Checkpoint, compute: Compute, found: str) -> ModelError:
     """The network that would run is not the model that was asked for: what was found, and what to type."""
-    adapter = checkpoint.adapter_folder
+    adapter = checkpoint.adapter_folder or checkpoint.adapter
     kind, whose = (ModelError, f"base {checkpoint.base}") if adapter is None else (AdapterError, f"adapter {adapter}")
     if compute.compile:
         advice = "model.compile=false does without torch.compile"

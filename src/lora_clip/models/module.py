@@ -7,7 +7,7 @@ from dataclasses import replace
 import lightning.pytorch as pl
 import torch
 
-from lora_clip.models.adapters import AdapterSummary
+from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import Compute
 from lora_clip.models.embedder import MergedEmbedder

@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lora_clip.models.adapters import AdapterSummary
+from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.monitor import timeline
 from lora_clip.monitor.bar import INTERVAL, Bar
 from lora_clip.monitor.meter import Machine, Meter
