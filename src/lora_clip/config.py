@@ -43,6 +43,11 @@ def list_of(check: Check) -> Check:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
+def some_of(check: Check) -> Check:
+    """Accepts lists, of one at least, of what another check accepts."""
+    return lambda value: list_of(check)(value) and value != []
+
+
 def either(*checks: Check) -> Check:
     """Accepts what one of several checks accepts."""
     return lambda value: any(check(value) for check in checks)
@@ -79,6 +84,9 @@ Shards = Annotated[Any, Takes("a path, a list of paths, or null", either(NULL, i
 Extensions = Annotated[Any, Takes("an extension, a list of them, or null", either(NULL, is_name, list_of(is_name)))]
 Functions = Annotated[Any, Takes("a list of module:function", list_of(is_function_name))]
 ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL, is_name))]
+Adapters = Annotated[
+    Any, Takes("a hub name or folder, null, or a list of these", either(NULL, is_name, some_of(either(NULL, is_name))))
+]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
 ComputeType = Annotated[
     Any, Takes("auto, float32, bfloat16 or float16", one_of("auto", "float32", "bfloat16", "float16"))
@@ -127,9 +135,12 @@ class Model:
     """The CLIP model and its adapter, and how they compute."""
 
     base: Annotated[ModelName, "a CLIP model: hub name or folder; null: the one that the adapter names"] = None
-    adapter: Annotated[ModelName, "a LoRA adapter: hub name or folder; null: the base model alone", "the demo's"] = (
-        MISSING
-    )
+    adapter: Annotated[
+        Adapters,
+        "a LoRA adapter: hub name or folder; null: the base model alone; [a,b,null]: each image is read once and "
+        "embedded with each, an output each below output_dir",
+        "the demo's",
+    ] = MISSING
     dtype: Annotated[
         ComputeType, "of the computation; auto: bfloat16 on a device that computes in it, else float32"
     ] = "auto"
@@ -251,12 +262,7 @@ def read(config: DictConfig, name: str) -> Any:
 
 
 def _hint(one: Key, value: Any) -> str:
-    """A hint where a name was read as a number, or as true, or where several adapters are given."""
-    if one.name == "model.adapter" and isinstance(value, list):
-        return (
-            "; several adapters in one pass over the images do not exist yet: run the job once for each, "
-            "each with an output_dir of its own"
-        )
+    """A hint where a name was read as a number, or as true."""
     if isinstance(value, int | float) and one.takes.accepts(str(value)):
         return f"""; a name that reads as a number in two pairs of quotes: '{one.name}="…"'"""
     return ""
