@@ -91,7 +91,7 @@ def test_the_demo_under_real_launchers(launcher: str, ranks: int) -> None:
     assert len(ledger(output)) == ranks
     assert {name for name in everything(output) if "/" not in name} == {
         ".lock", "fingerprint.json", "img_emb", "inputs.jsonl", "manifest.json", "metadata", "ranks", "report.html",
-        "timeline",
+        "runs.jsonl", "timeline",
     }  # fmt: skip
     check_screen(outcome)
 

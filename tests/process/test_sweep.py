@@ -68,6 +68,15 @@ def test_no_point_is_best_where_none_was_done(tmp_path: Path, capsys: pytest.Cap
     assert sweep.best_point([point(1 << 30)]) is None and "best" not in capsys.readouterr().out
 
 
+def test_who_reads_the_last_sweep_meanwhile_reads_all_of_it(tmp_path: Path) -> None:
+    sweep.finish(tmp_path, [point(32, 900, 100)])
+    files = [tmp_path / "sweep.json", tmp_path / "sweep.svg"]
+    with files[0].open() as json_file, files[1].open() as svg_file:
+        sweep.finish(tmp_path, [point(64, 1200, 200)])
+        assert "data.batch_size=32" in json_file.read() and texts(svg_file.read())
+    assert "data.batch_size=64" in files[0].read_text() and sorted(tmp_path.iterdir()) == files
+
+
 def test_the_advice_is_a_command_that_a_shell_reads_back() -> None:
     best, command = sweep.advice(point(64, 1200, 200)).splitlines()
     assert best == "best:     data.batch_size=64, 1,200.0 images/s, 200 MiB"

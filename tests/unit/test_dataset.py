@@ -274,6 +274,7 @@ def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) ->
         list(module(source, plan, 1, 2).predict_dataloader())
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
     """Also those that wait for room in the pipe to it, which long captions fill: PyTorch's own watch forgets these."""
     image, text = jpeg(), b"x" * 20_000

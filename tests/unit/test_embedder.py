@@ -135,6 +135,7 @@ def test_compiled_code_is_what_runs_and_what_is_checked(base: Path, monkeypatch:
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow
 def test_a_compiler_that_errs_is_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         return lambda *given: [result.flip(-1) for result in graph(*given)]

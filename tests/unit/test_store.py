@@ -184,7 +184,11 @@ def read_as_anyone(root: Path) -> None:
         np.testing.assert_array_equal(np.load(npy), np.array([embedding(shard, position) for shard, position in names]))
 
 
-@pytest.mark.parametrize("error", [Crash(), OSError(28, "No session left on device")], ids=["power cut", "full disk"])
+@pytest.mark.parametrize(
+    "error",
+    [Crash(), pytest.param(OSError(28, "No space left on device"), marks=pytest.mark.slow)],
+    ids=["power cut", "full disk"],
+)
 def test_a_crash_at_any_step_is_harmless(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     wanted = whole(12, 7)
     for at in range(1000):

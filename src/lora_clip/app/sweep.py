@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_clip.io.atomic import write_text
 from lora_clip.output.manifest import read_manifest
 from lora_clip.report.charts import Column, side_by_side
 from lora_clip.terminal import align, command
@@ -82,8 +83,8 @@ def finish(folder: Path, points: Sequence[Point]) -> None:
     """Print the table and the best point, keep sweep.json and sweep.svg; nothing is left where nothing was embedded."""
     print("\n" + table(points), flush=True)
     if best := best_point(points):
-        (folder / "sweep.json").write_text(json.dumps([asdict(point) for point in points], indent=2) + "\n")
-        (folder / "sweep.svg").write_text(plot_points(points, best))
+        write_text(folder / "sweep.json", json.dumps([asdict(point) for point in points], indent=2) + "\n")
+        write_text(folder / "sweep.svg", plot_points(points, best))
         print(f"\n{advice(best)}\nplot:     {folder / 'sweep.svg'}", flush=True)
         return
     leave_nothing(folder)

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from lora_clip.errors import ConfigError
-from lora_clip.io.atomic import replaced
+from lora_clip.io.atomic import replaced, write_text
 from lora_clip.io.process import cores
 
 RECORD = "collection.json"
@@ -55,7 +55,7 @@ def make(folder: Path, collection: Collection) -> Path:
     record = folder / RECORD
     if record.exists() and (found := json.loads(record.read_text())) != wanted:
         raise ConfigError(f"{folder} holds another collection ({found}): name another folder, or delete this one")
-    record.write_text(json.dumps(wanted))
+    write_text(record, json.dumps(wanted))
     missing = [shard for shard in range(collection.shards) if not _path(folder, shard).exists()]
     if missing:
         with ProcessPoolExecutor(cores()) as pool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lora_clip.demo import DEMO
+from lora_clip.io.atomic import temporary_name
 from lora_clip.models.checkpoint import TOKENIZER_FILES
 from lora_clip.models.quiet import quiet_transformers
 
@@ -27,7 +27,7 @@ def make_random(folder: Path, name: str) -> tuple[Path, Path]:
     """The folders of a base and a LoRA adapter below `folder`, made from a fixed seed where they are not there yet."""
     home = folder / name
     if not home.exists():
-        unfinished = folder / f".{name}.{os.getpid()}"
+        unfinished = temporary_name(home)
         shutil.rmtree(unfinished, ignore_errors=True)
         with quiet_transformers():
             _save(unfinished, home, name)

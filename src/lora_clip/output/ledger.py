@@ -8,13 +8,12 @@ and made anew.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from lora_clip.io.atomic import make_folder, sync_folder
+from lora_clip.io.atomic import make_folder, sync_file, sync_folder
 from lora_clip.types import WorkRange
 
 
@@ -64,8 +63,7 @@ class Ledger:
         with path.open("ab+") as file:
             line = json.dumps(asdict(entry)).encode() + b"\n"
             file.write(line if _ends_clean(path) else b"\n" + line)
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         if fresh:
             sync_folder(self.folder)
 

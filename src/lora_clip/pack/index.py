@@ -1,16 +1,19 @@
-"""`index.json` in SHARDS: which shards an input was cut into, written before the first of them."""
+"""`index.json` in SHARDS: which shards an input was cut into, and what a job that reads them would have to scan for.
+
+It is written before the first tar, so that a later run goes on with the same shards, and again after the last, with
+the inventory.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_clip.errors import DataError
 from lora_clip.io.atomic import replaced
-
-INDEX = "index.json"
-WRITTEN_BY = "lora_clip pack 1"
+from lora_clip.sources.inventory import INDEX, WRITTEN_BY, Note
 
 
 class PackedShard(NamedTuple):
@@ -26,9 +29,11 @@ class PackedShard(NamedTuple):
     digest: str
 
 
-def write_index(shards_dir: Path, shards: list[PackedShard]) -> None:
-    """Record what was decided, so that a later run goes on with it. Raises StorageError."""
-    content = {"written_by": WRITTEN_BY, "shards": [shard._asdict() for shard in shards]}
+def write_index(shards_dir: Path, shards: list[PackedShard], notes: Mapping[str, Note] | None = None) -> None:
+    """Record what was decided and, once the tars are there, what is in each of them. Raises StorageError."""
+    content: dict[str, object] = {"written_by": WRITTEN_BY, "shards": [shard._asdict() for shard in shards]}
+    if notes is not None:
+        content["inventory"] = {shard.name: notes[shard.name] for shard in shards}
     with replaced(shards_dir / INDEX) as file:
         file.write(json.dumps(content, indent=1).encode("ascii"))
 

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lora_clip.errors import ConfigError, DataError, LoraClipError, StorageError
@@ -25,6 +25,7 @@ from lora_clip.pack.listing import list_images
 from lora_clip.pack.pool import run_pool
 from lora_clip.pack.report import PackReport
 from lora_clip.pack.split import MOST_SHARDS, Assignment, resolve_shards
+from lora_clip.sources.inventory import Note, PackNotes
 
 LEFTOVER = re.compile(r"(\d{6}\.tar|index\.json)\.\d+\.partial")
 
@@ -43,14 +44,13 @@ def pack(
     _check_numbers(shards, workers)
     _check_folders(images_dir, shards_dir)
     listing = list_images(images_dir, shards_dir)
-    tasks = resolve_shards(listing, shards_dir, shards, cores)
-    missing = [task for task in tasks if not is_finished(shards_dir, task.shard)]
-    damaged = sum((shards_dir / task.shard.name).exists() for task in missing)
-    every, written = [task.shard for task in tasks], [task.shard for task in missing]
-    if missing:
-        with _claimed(shards_dir):
-            _write_missing(images_dir, shards_dir, every, missing, workers or cores)
-    return PackReport(shards_dir, every, written, damaged, listing.left_out, time.monotonic() - started)
+    assignments = resolve_shards(listing, shards_dir, shards, cores)
+    every = [shard for shard, _ in assignments]
+    missing = [shard for shard in every if not is_finished(shards_dir, shard)]
+    damaged = sum((shards_dir / shard.name).exists() for shard in missing)
+    with nullcontext() if missing else suppress(StorageError):  # an inventory alone is not worth an error
+        _complete(images_dir, shards_dir, assignments, workers or cores)
+    return PackReport(shards_dir, every, missing, damaged, listing.left_out, time.monotonic() - started)
 
 
 def _check_numbers(shards: int | None, workers: int | None) -> None:
@@ -68,20 +68,33 @@ def _check_folders(images_dir: Path, shards_dir: Path) -> None:
         raise DataError(f"IMAGES and SHARDS are both {images_dir}: name another folder for the tars")
 
 
-def _write_missing(
-    images_dir: Path, shards_dir: Path, shards: list[PackedShard], missing: list[Assignment], workers: int
-) -> None:
-    _sweep(shards_dir)
-    if read_index(shards_dir) != shards:
-        write_index(shards_dir, shards)
+def _complete(images_dir: Path, shards_dir: Path, assignments: list[Assignment], workers: int) -> None:
+    """Write the tars that are missing, and note in index.json what is in each."""
+    shards = [shard for shard, _ in assignments]
+    notes = _trusted_notes(shards_dir, shards)
+    unnoted = [assignment for assignment in assignments if assignment.shard.name not in notes]
+    if not unnoted:
+        return
+    with _claimed(shards_dir):
+        if read_index(shards_dir) != shards:
+            write_index(shards_dir, shards)
+        found = _run(images_dir, shards_dir, unnoted, min(workers, len(unnoted)))
+        write_index(shards_dir, shards, notes | found)
+
+
+def _trusted_notes(shards_dir: Path, shards: list[PackedShard]) -> dict[str, Note]:
+    noted, finished = PackNotes(), (shard.name for shard in shards if is_finished(shards_dir, shard))
+    return {name: found for name in finished if (found := noted.note(shards_dir / name)) is not None}
+
+
+def _run(images_dir: Path, shards_dir: Path, assignments: list[Assignment], workers: int) -> dict[str, Note]:
     try:
-        run_pool(images_dir, shards_dir, missing, min(workers, len(missing)))
+        found = run_pool(images_dir, shards_dir, assignments, workers)
     except BrokenProcessPool as error:
         raise LoraClipError(
             "a worker process was killed (out of memory?): the same command goes on from there; --workers 1 needs least"
         ) from error
-    finally:
-        _sweep(shards_dir)
+    return {shard.name: note for (shard, _), note in zip(assignments, found, strict=True)}
 
 
 @contextmanager
@@ -98,12 +111,23 @@ def _claimed(shards_dir: Path) -> Iterator[None]:
         # Without locks two runs still do no harm: temporary files carry the process id.
         lock.claim(insist=False)
         removable = True
-        yield
+        with _swept(shards_dir):
+            yield
     finally:
         lock.release(remove=removable)
         if is_new:
             with suppress(OSError):
                 shards_dir.rmdir()
+
+
+@contextmanager
+def _swept(shards_dir: Path) -> Iterator[None]:
+    """Without the temporary files of runs that were killed, of this one's workers in the end."""
+    _sweep(shards_dir)
+    try:
+        yield
+    finally:
+        _sweep(shards_dir)
 
 
 def _sweep(shards_dir: Path) -> None:

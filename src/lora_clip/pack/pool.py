@@ -14,32 +14,35 @@ from typing import Any
 from tqdm import tqdm
 
 from lora_clip.io import process
+from lora_clip.pack.index import PackedShard, is_finished
 from lora_clip.pack.listing import ListedFile
 from lora_clip.pack.report import count_of
 from lora_clip.pack.split import Assignment
 from lora_clip.pack.write import write_shard
+from lora_clip.sources.inventory import Note, note
 from lora_clip.sources.names import image_name
+from lora_clip.sources.tar import scan
 
 
 class _StoppedError(Exception):
     """The parent asked the workers to stop."""
 
 
-def run_pool(images_dir: Path, shards_dir: Path, tasks: list[Assignment], workers: int) -> None:
-    """Write the shards with so many processes, and show how far they are.
+def run_pool(images_dir: Path, shards_dir: Path, assignments: list[Assignment], workers: int) -> list[Note]:
+    """Write the shards that are not there with so many processes, show how far they are, and note what is in each.
 
     Raises what a worker raised, BrokenProcessPool where one was killed, KeyboardInterrupt.
     """
     # Spawned, not forked: the caller may have threads, and a forked worker would hold the lock on SHARDS.
     context = multiprocessing.get_context("spawn")
     # Shared without locks: a worker that is killed while it holds one would leave all others waiting.
-    stop, done = context.RawValue("b", 0), context.RawArray("q", len(tasks))
+    stop, done = context.RawValue("b", 0), context.RawArray("q", len(assignments))
     pool = ProcessPoolExecutor(workers, context, _start_worker, (stop, done))
     with interrupts_held() as held:
         try:
-            jobs = [(n, images_dir, shards_dir / shard.name, files) for n, (shard, files) in enumerate(tasks)]
-            futures = [pool.submit(_work, *job) for job in jobs]
-            _follow(futures, done, sum(task.shard.images for task in tasks), held)
+            futures = [pool.submit(_work, n, images_dir, shards_dir, *found) for n, found in enumerate(assignments)]
+            _follow(futures, done, sum(shard.images for shard, _ in assignments), held)
+            return [future.result() for future in futures]
         finally:
             stop.value = 1
             pool.shutdown(cancel_futures=True)
@@ -60,7 +63,7 @@ def interrupts_held() -> Iterator[set[signal.Signals]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow(futures: list[Future[None]], done: Iterable[int], total: int, held: set[signal.Signals]) -> None:
+def _follow(futures: list[Future[Note]], done: Iterable[int], total: int, held: set[signal.Signals]) -> None:
     title = count_of(len(futures), "shard")
     interval = 0.1 if sys.stderr.isatty() else 10  # a log file is no place for ten lines a second
     with tqdm(desc=title, total=total, unit=" images", mininterval=interval, dynamic_ncols=True) as bar:
@@ -90,10 +93,14 @@ def _start_worker(stop: Any, done: Any) -> None:
     process.end_with_parent()
 
 
-def _work(number: int, images_dir: Path, target: Path, members: list[ListedFile]) -> None:
+def _work(number: int, images_dir: Path, shards_dir: Path, shard: PackedShard, members: list[ListedFile]) -> Note:
     def after(member: ListedFile) -> None:
         if _stop.value:
             raise _StoppedError
         _done[number] += image_name(member.path) is not None
 
-    write_shard(images_dir, target, members, after)
+    target = shards_dir / shard.name
+    if not is_finished(shards_dir, shard):
+        write_shard(images_dir, target, members, after)
+    _done[number] = shard.images
+    return note(scan(number, str(target), None))

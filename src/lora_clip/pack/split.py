@@ -53,10 +53,10 @@ def resolve_shards(listing: Listing, shards_dir: Path, asked: int | None, cores:
     if foreign := present - {shard.name for shard in recorded}:
         raise DataError(f"SHARDS {shards_dir} holds other tars, such as {min(foreign)!r}: name a new folder")
     cuts = list(accumulate((shard.samples for shard in recorded), initial=0))
-    tasks = _assign(listing.samples, cuts if cuts[-1] >= len(listing.samples) else [*cuts, len(listing.samples)])
-    now = [task.shard for task in tasks]
+    assignments = _assign(listing.samples, cuts if cuts[-1] >= len(listing.samples) else [*cuts, len(listing.samples)])
+    now = [assignment.shard for assignment in assignments]
     if now == recorded and asked in (None, len(recorded)):
-        return tasks
+        return assignments
     if present:
         _refuse(shards_dir, recorded, now, asked)
     return _cut_anew(listing.samples, asked, cores)
@@ -83,11 +83,11 @@ def _cut_anew(samples: list[Sample], asked: int | None, cores: int) -> list[Assi
 
 
 def _assign(samples: list[Sample], cuts: Sequence[int]) -> list[Assignment]:
-    tasks = []
+    assignments = []
     for number, (start, stop) in enumerate(pairwise(cuts)):
         members = [member for sample in samples[start:stop] for member in sample]
-        tasks.append(Assignment(_describe(number, members, len(samples[start:stop])), members))
-    return tasks
+        assignments.append(Assignment(_describe(number, members, len(samples[start:stop])), members))
+    return assignments
 
 
 def _describe(number: int, members: list[ListedFile], samples: int) -> PackedShard:

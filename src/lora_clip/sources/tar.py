@@ -11,12 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lora_clip.errors import DataError
 from lora_clip.io.ranges import RangeReader, Stamp, open_ranges
 from lora_clip.sources.base import Shard, listing_entry, numbered
 from lora_clip.sources.expand import expand
+from lora_clip.sources.inventory import PackNotes
 from lora_clip.sources.names import extra_name, image_name
 from lora_clip.sources.tar_headers import Member, members
 from lora_clip.types import RawSample, WorkRange
@@ -104,8 +106,11 @@ class TarSource:
     image_keys: tuple[str, ...] | None = None
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
-        """The tars in input order, each scanned (headers only) when it is asked for."""
+        """The tars in input order, each scanned (headers only) when it is asked for, unless `pack` did that already."""
+        packed = PackNotes()
         for shard_id, path, earlier in numbered(expand(self.patterns), known):
+            if earlier is None and self.image_keys is None:
+                earlier = packed.shard(shard_id, Path(path))
             yield scan(shard_id, path, self.image_keys, earlier)
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
