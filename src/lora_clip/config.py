@@ -44,6 +44,11 @@ def list_of(check: Check) -> Check:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
+def some_of(check: Check) -> Check:
+    """Accepts lists, of one at least, of what another check accepts."""
+    return lambda value: list_of(check)(value) and value != []
+
+
 def either(*checks: Check) -> Check:
     """Accepts what one of several checks accepts."""
     return lambda value: any(check(value) for check in checks)
@@ -86,8 +91,12 @@ Shards = Annotated[Any, Takes("a path, a list of paths, or null", either(NULL, i
 Extensions = Annotated[Any, Takes("an extension, a list of them, or null", either(NULL, is_name, list_of(is_name)))]
 Functions = Annotated[Any, Takes("a list of module:function", list_of(is_function_name))]
 ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL, is_name))]
-AdapterName = Annotated[
-    Any, Takes("one hub name or folder, a sum as in {a: 0.7, b: 0.3}, or null", either(NULL, is_name, is_sum))
+Adapters = Annotated[
+    Any,
+    Takes(
+        "a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of names and null",
+        either(NULL, is_name, is_sum, some_of(either(NULL, is_name))),
+    ),
 ]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
@@ -142,8 +151,9 @@ class Model:
 
     base: Annotated[ModelName, "a CLIP model: hub name or folder; null: the one that the adapter names"] = None
     adapter: Annotated[
-        AdapterName,
-        "an adapter: hub name (name@revision) or folder; {a: 0.7, b: 0.3} a weighted sum; null: the base model alone",
+        Adapters,
+        "an adapter: hub name (name@revision) or folder; {a: 0.7, b: 0.3} a weighted sum; null: the base model alone; "
+        "[a,b,null]: each image is read once and embedded with each, an output each below output_dir",
         "the demo's",
     ] = MISSING
     dtype: Annotated[
@@ -267,12 +277,7 @@ def read(config: DictConfig, name: str) -> Any:
 
 
 def _hint(one: Key, value: Any) -> str:
-    """A hint where a name was read as a number, or as true, or where several adapters are given."""
-    if one.name == "model.adapter" and isinstance(value, list):
-        return (
-            "; several adapters in one pass over the images do not exist yet: run the job once for each, "
-            "each with an output_dir of its own"
-        )
+    """A hint where a name was read as a number, or as true."""
     if isinstance(value, int | float) and one.takes.accepts(str(value)):
         return f"""; a name that reads as a number in two pairs of quotes: '{one.name}="…"'"""
     return ""

@@ -247,6 +247,12 @@ def test_the_chart_is_an_svg_that_says_the_same_in_words() -> None:
     assert len([element for element in root.iter() if element.tag.endswith("rect")]) == 1 + len(found)
 
 
+def test_three_adapters_in_one_pass_are_measured_beside_one(material: Material, tmp_path: Path) -> None:
+    said = extras.one_pass(material, 20, 0.1, 1, tmp_path)
+    assert "in one pass" in said and (" x the time" in said or "too few images" in said)
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["0", "1", "2"]
+
+
 # --- All of it, as a user runs it --------------------------------------------------------------------------------
 
 

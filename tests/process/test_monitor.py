@@ -246,7 +246,7 @@ def test_a_long_run_makes_a_bounded_file(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses_ends_no_run(tmp_path: Path) -> None:
     meter: Any = SimpleNamespace(read=lambda ended: Counters(seconds=9))
-    Watch(0, 1, meter, Progress(tmp_path / "absent"), Timeline(tmp_path / "absent", 0, 1), None).end()
+    Watch(0, 1, meter, Progress(tmp_path / "absent"), [Timeline(tmp_path / "absent", 0, 1)], None).end()
 
 
 # --- All ranks in one view -------------------------------------------------------------------------------------------

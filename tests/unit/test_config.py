@@ -161,11 +161,12 @@ REFUSED = {
     "data.orientation=upright": "data.orientation=upright: give ignore or exif",
     "data.stages=[keep]": "data.stages=[keep]: give a list of module:function",
     "data.stages=mine:keep": "data.stages=mine:keep: give a list of module:function",
-    "model.adapter=[a,b]": "model.adapter=[a,b]: give one hub name or folder, a sum as in {a: 0.7, b: 0.3}, or null",
-    "model.adapter={a:x}": "model.adapter={a:x}: give one hub name or folder, a sum as in {a: 0.7, b: 0.3}, or null",
-    "model.adapter={a:true}": "model.adapter={a:true}: give one hub name or folder, a sum as in",
-    "model.adapter={a:nan}": "model.adapter={a:nan}: give one hub name or folder, a sum as in",
-    "model.adapter={}": "model.adapter={}: give one hub name or folder, a sum as in",
+    "model.adapter={a:x}": "model.adapter={a:x}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
+    "model.adapter={a:true}": "model.adapter={a:true}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
+    "model.adapter={a:nan}": "model.adapter={a:nan}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
+    "model.adapter={}": "model.adapter={}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
+    "model.adapter=[]": "model.adapter=[]: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
+    "model.adapter=[a,3]": "model.adapter=[a,3]: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
     "model.compile=7": "model.compile=7: give true or false",
     "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",
@@ -272,8 +273,7 @@ def test_memory_errors_are_told_from_others() -> None:
     assert not exits.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-def test_several_adapters_are_told_how_to_be_run() -> None:
-    with pytest.raises(ConfigError, match=r"model\.adapter=\[/a,/b\].*several adapters in one pass.*once for each"):
-        schema.check(load("model.adapter=[/a,/b]"))
+def test_several_adapters_are_a_list_and_several_bases_are_not() -> None:
+    schema.check(load("model.adapter=[/a,/b,null]"))
     with pytest.raises(ConfigError, match=r"model\.base=\[/a\]: give one hub name or folder, or null$"):
         schema.check(load("model.base=[/a]"))

@@ -29,14 +29,14 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 def module_of(checkpoint: Checkpoint, output_dtype: torch.dtype = torch.float32) -> EmbeddingModule:
-    return EmbeddingModule(checkpoint, Compute(batch_size=4), output_dtype)
+    return EmbeddingModule([checkpoint], Compute(batch_size=4), output_dtype)
 
 
 class Collect(pl.Callback):
     def __init__(self) -> None:
-        self.outputs: list[EmbeddedBatch] = []
+        self.outputs: list[dict[int, EmbeddedBatch]] = []
 
-    def on_predict_batch_end(self, trainer: Any, module: Any, outputs: EmbeddedBatch, *_: Any) -> None:
+    def on_predict_batch_end(self, trainer: Any, module: Any, outputs: dict[int, EmbeddedBatch], *_: Any) -> None:
         self.outputs.append(outputs)
 
 
@@ -47,7 +47,7 @@ def predict(module: EmbeddingModule, batches: list[PixelBatch]) -> list[Embedded
     trainer = pl.Trainer(accelerator="cpu", callbacks=[collect], enable_checkpointing=False, **silent)
     data: Any = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer.predict(module, data, return_predictions=False)
-    return collect.outputs
+    return [embedded[0] for embedded in collect.outputs]
 
 
 def batch_of(pixels_BCHW: torch.Tensor = PIXELS_BCHW, last: bool = True) -> PixelBatch:
@@ -57,7 +57,7 @@ def batch_of(pixels_BCHW: torch.Tensor = PIXELS_BCHW, last: bool = True) -> Pixe
 @pytest.mark.parametrize("output_dtype", [torch.float16, torch.float32])
 def test_predict_embeds_with_the_adapter(checkpoint: Checkpoint, output_dtype: torch.dtype) -> None:
     module = module_of(checkpoint, output_dtype)
-    assert (module.adapter_summary, module.note) == (None, None)
+    assert (module.adapter_summary(0), module.notes) == (None, [])
     first, second = predict(module, [batch_of(last=False), batch_of()])
     expected_BD = reference(checkpoint.base_folder, checkpoint.adapter_folder, "CLIPModel", PIXELS_BCHW)
     assert first.embeddings_BD.dtype == output_dtype
@@ -65,16 +65,16 @@ def test_predict_embeds_with_the_adapter(checkpoint: Checkpoint, output_dtype: t
     assert torch.equal(first.embeddings_BD, second.embeddings_BD)
     assert (second.rows, second.rejects, second.work, second.last) == ([ROW], [REJECT], WorkRange(0, 0, 5), True)
     assert not first.last
-    assert module.adapter_summary is not None
-    assert module.adapter_summary.layers == 4 and module.note is None
+    adapter = module.adapter_summary(0)
+    assert adapter is not None and adapter.layers == 4 and module.notes == []
 
 
 def test_model_is_loaded_once(checkpoint: Checkpoint) -> None:
     module = module_of(checkpoint)
     predict(module, [batch_of()])
-    loaded = module.embedder
+    loaded = module.embedders[0]
     predict(module, [batch_of()])
-    assert module.embedder is loaded is not None
+    assert module.embedders[0] is loaded
 
 
 def test_lightning_has_no_weights_to_broadcast_or_cast(checkpoint: Checkpoint) -> None:

@@ -159,13 +159,13 @@ def test_too_many_rejects_end_the_run_and_say_why() -> None:
 
 def trainer_for(root: Path, sizes: dict[int, int]) -> pl.Trainer:
     """As much of a Trainer as the writer looks at."""
-    plan = SimpleNamespace(targets=sizes, local=frozenset(sizes), images=sum(sizes.values()))
+    plan = SimpleNamespace(targets=sizes, local=frozenset(sizes), images_each=[sum(sizes.values())])
     return cast(pl.Trainer, SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(plan=plan)))
 
 
 def test_what_fails_on_the_thread_is_raised_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     root = new_folder()
-    writer, trainer = EmbeddingWriter(root, 1.0), trainer_for(root, {0: 400})
+    writer, trainer = EmbeddingWriter([root], 1.0), trainer_for(root, {0: 400})
 
     def refuse(*_: Any) -> None:
         raise StorageError("disk full")
@@ -175,10 +175,9 @@ def test_what_fails_on_the_thread_is_raised_in_the_run(monkeypatch: pytest.Monke
     writer.on_predict_start(trainer, module)
     with pytest.raises(StorageError, match="disk full"):
         for batch in batches(WorkRange(0, 0, 400)):
-            writer.write_on_batch_end(trainer, module, batch)
+            writer.write_on_batch_end(trainer, module, {0: batch})
         writer.on_predict_end(trainer, module)
-    assert writer._lock is not None
-    writer._lock.release()
+    writer._locks[0].release()
 
 
 def test_the_end_waits_until_all_is_committed() -> None:
@@ -251,12 +250,11 @@ def test_what_comes_from_another_kind_of_device_is_copied_at_once() -> None:
 
 def save(root: Path, made: list[EmbeddedBatch], sizes: dict[int, int]) -> None:
     """Run the writer over the batches, to its end."""
-    writer, trainer = EmbeddingWriter(root, 1.0), trainer_for(root, sizes)
+    writer, trainer = EmbeddingWriter([root], 1.0), trainer_for(root, sizes)
     module = cast(pl.LightningModule, None)
     writer.on_predict_start(trainer, module)
     for batch in made:
-        writer.write_on_batch_end(trainer, module, batch)
+        writer.write_on_batch_end(trainer, module, {0: batch})
     writer.on_predict_end(trainer, module)
-    assert writer._lock is not None
-    writer._lock.release()
+    writer._locks[0].release()
     tidy(Store(root))

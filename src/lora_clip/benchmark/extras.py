@@ -1,4 +1,4 @@
-"""What a table of rates does not show: the price of `data.decode=fast`, and memory over the size of the collection."""
+"""What a table of rates does not show: `data.decode=fast`, several adapters, and memory over the collection's size."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lora_clip.pixels.decode import EXACT, FAST
 
 MEMORY_SIZES = (3_000, 15_000)
 LOOK_EVERY = 0.1
+ADAPTERS = 3
 
 
 def decoding(material: Material, folder: Path, images: int, seconds: float, repeats: int, scratch: Path) -> str:
@@ -45,6 +46,22 @@ def _cosines(exact: Timing, fast: Timing, images: int, scratch: Path) -> np.ndar
         files = sorted((scratch / "output" / "img_emb").glob("*.npy"))
         both.append(np.concatenate([np.load(file) for file in files]).astype(np.float64))
     return np.sum(both[0] * both[1], axis=1) / np.prod([np.linalg.norm(one, axis=1) for one in both], axis=0)
+
+
+def one_pass(material: Material, images: int, seconds: float, repeats: int, scratch: Path) -> str:
+    """Several adapters in one pass against one: their images/s, and what an image costs more."""
+    adapters = [scratch / "adapters" / str(number) for number in range(ADAPTERS)]
+    for adapter in adapters:
+        adapter.parent.mkdir(exist_ok=True)
+        adapter.symlink_to(material.adapter.resolve())
+    patterns = [ours(material, ["auto"])[0], ours(material, ["auto"], adapters=adapters)[0]]
+    one, all_ = measure(patterns, images, seconds, repeats, scratch)
+    if one.rate is None or all_.rate is None:
+        return f"one adapter and {ADAPTERS} in one pass: too few images to tell them apart"
+    return (
+        f"one adapter {one.rate:,.1f} images/s, {ADAPTERS} in one pass {all_.rate:,.1f}: "
+        f"{one.rate / all_.rate:.2f} x the time"
+    )
 
 
 def memory(material: Material, images: int, scratch: Path) -> str:

@@ -55,21 +55,27 @@ def _program(material: Material, name: str, images: int, output: Path) -> list[s
     ]
 
 
-def ours(material: Material, workers: Sequence[str], overrides: Sequence[str] = ()) -> list[Pattern]:
-    """The job, a pattern for each worker count per rank; `auto` among them is the default."""
+def ours(
+    material: Material, workers: Sequence[str], overrides: Sequence[str] = (), adapters: Sequence[Path] = ()
+) -> list[Pattern]:
+    """The job, a pattern for each worker count per rank; `auto` among them is the default.
+
+    `adapters`: several, in one pass, in place of the material's.
+    """
     gpus = torch.cuda.device_count()
     devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
-    named = " ".join([JOB, *overrides])
+    named = " ".join([JOB, *overrides, *([f"{len(adapters)} adapters"] if adapters else [])])
+    adapter = f"[{','.join(map(str, adapters))}]" if adapters else str(material.adapter)
     settings = {f"{count} worker{'s' * (count != '1')}": f"data.num_workers={count}" for count in workers}
     return [
-        Pattern(named, devices, told, partial(_job, material, (setting, *overrides)))
+        Pattern(named, devices, told, partial(_job, material, adapter, (setting, *overrides)))
         for told, setting in settings.items()
     ]
 
 
-def _job(material: Material, overrides: Sequence[str], images: int, output: Path) -> list[str]:
+def _job(material: Material, adapter: str, overrides: Sequence[str], images: int, output: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "lora_clip", "embed", "data=shards", f"data.shards={material.shards}"),
-        *(f"model.base={material.base}", f"model.adapter={material.adapter}"),
+        *(f"model.base={material.base}", f"model.adapter={adapter}"),
         *(f"data.limit={images}", f"output_dir={output}", *overrides),
     ]

@@ -44,8 +44,6 @@ RANK_COLUMNS = {
 class Settings:
     """How the job is run; `batch_size` is per rank, `workers` are per rank."""
 
-    checkpoint: Checkpoint
-    root: Path
     ranks: int
     workers: int
     batch_size: int
@@ -54,22 +52,48 @@ class Settings:
     output_dtype: str
 
 
-def opening(settings: Settings, inventory: Inventory, plan: Plan, adapter: AdapterSummary | None) -> str:
-    """What will be done, in a line; notes that a user may act on, each in its own."""
-    checkpoint = settings.checkpoint
-    what = f"{plan.images:,}{f' of {inventory.images:,}' if plan.images < inventory.images else ''} images"
-    how = f"{shown(checkpoint.adapter)} ({describe_adapter(asdict(adapter))})" if adapter else "no adapter"
+@dataclass(frozen=True)
+class NamedModel:
+    """The model of one output of a run; `name` is empty where it is the only one."""
+
+    name: str
+    checkpoint: Checkpoint
+    adapter: AdapterSummary | None
+
+
+def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Sequence[NamedModel]) -> str:
+    """What will be done, in a line, and one more for each of several outputs; notes that a user may act on."""
+    what = f"{_of(plan.images, inventory)} in {_plural(len(plan.targets), 'shard')}"
+    several = [] if len(outputs) == 1 else _outputs_table(outputs, inventory, plan)
     line = (
-        f"embedding {what} in {_plural(len(plan.targets), 'shard')} with {shown(checkpoint.base)} + {how}, "
+        f"embedding {what} with {f'{len(outputs)} models' if several else _model(outputs[0])}, "
         f"on {_plural(settings.ranks, 'rank')} x {_plural(settings.workers, 'worker')}, "
         f"batches of {settings.batch_size}, {str(settings.dtype).removeprefix('torch.')}"
     )
-    return "\n".join([line, *_notes(checkpoint, inventory)])
+    return "\n".join([line, *several, *_notes([one.checkpoint for one in outputs], inventory)])
 
 
-def _notes(checkpoint: Checkpoint, inventory: Inventory) -> list[str]:
+def _of(images: int, inventory: Inventory) -> str:
+    return f"{images:,}{f' of {inventory.images:,}' if images < inventory.images else ''} images"
+
+
+def _outputs_table(outputs: Sequence[NamedModel], inventory: Inventory, plan: Plan) -> list[str]:
+    rows = [
+        (f"  {one.name}", _model(one), _of(images, inventory) if images else "nothing is missing")
+        for one, images in zip(outputs, plan.images_each, strict=True)
+    ]
+    return align(rows)
+
+
+def _model(output: NamedModel) -> str:
+    checkpoint, adapter = output.checkpoint, output.adapter
+    how = f"{shown(checkpoint.adapter)} ({describe_adapter(asdict(adapter))})" if adapter else "no adapter"
+    return f"{shown(checkpoint.base)} + {how}"
+
+
+def _notes(checkpoints: Sequence[Checkpoint], inventory: Inventory) -> list[str]:
     taken, left_out = count_extensions(inventory.shards)
-    notes = [f"note: {checkpoint.note}"] if checkpoint.note else []
+    notes = [f"note: {note}" for note in dict.fromkeys(one.note for one in checkpoints) if note]
     if len(taken) > 1:
         notes.append(
             f"note: images stand under several extensions ({_listed(taken)}); all are embedded: "
@@ -138,6 +162,19 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     lines += [f"prove:    {command('verify', root.absolute())}"]
     lines += [f"search:   {command('search', root.absolute(), 'a red apple')}"]
     return "\n".join(lines)
+
+
+def closing_of_several(roots: Sequence[Path], plan: Plan, verdicts: Sequence[Verdict]) -> str:
+    """The same for outputs of one pass: what the run was once, then a block for each output."""
+    latest = next((root for root, images in zip(roots, plan.images_each, strict=True) if images), roots[0])
+    lines = ["nothing is missing"] if plan.images == 0 else _of_run((read_manifest(latest) or {}).get("run") or {})
+    for root, verdict in zip(roots, verdicts, strict=True):
+        lines += [f"output:   {root}", f"  verified: {counts(verdict)}"]
+        lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
+        lines.append(f"  look at:  {root / 'report.html'}")
+    absolute = [root.absolute() for root in roots]
+    lines += [f"prove:    {command('verify', *absolute)}", f"compare:  {command('compare', *absolute)}"]
+    return "\n".join([*lines, f"search:   {command('search', absolute[0], 'a red apple')}"])
 
 
 def _of_run(run: Mapping[str, Any]) -> list[str]:

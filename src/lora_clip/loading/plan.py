@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.loading.union import batches_of, first_batch, union
 from lora_clip.sources.base import Shard, Source, count_extensions
 from lora_clip.types import WorkRange
 
@@ -57,7 +58,8 @@ class RankPlan:
     """What one rank does: `shares[worker]` is a list of ranges, and the shards are those that they read.
 
     `targets` counts the wanted positions of each shard; `local` names the shards that this rank can finish alone;
-    `images` is how many the whole run embeds.
+    `images` is how many the whole run embeds, `images_each` how many of them each output lacks. A range that not all
+    outputs lack has the numbers of those that do in `only`.
     """
 
     shards: Mapping[int, Shard]
@@ -65,6 +67,17 @@ class RankPlan:
     shares: Sequence[Sequence[WorkRange]]
     local: frozenset[int]
     images: int
+    images_each: Sequence[int]
+    only: Mapping[WorkRange, frozenset[int]]
+
+    @property
+    def needed(self) -> frozenset[int]:
+        """The outputs that lack anything at all."""
+        return frozenset(number for number, images in enumerate(self.images_each) if images)
+
+    def lacking(self, work: WorkRange) -> Collection[int]:
+        """The outputs that lack a range, in order."""
+        return sorted(self.only[work]) if work in self.only else range(len(self.images_each))
 
 
 @dataclass(frozen=True)
@@ -72,13 +85,16 @@ class Plan:
     """What this run does: the work ranges of every worker of every rank, and the shards that they read.
 
     `shares[rank][worker]` is a list of ranges; `targets` counts the wanted positions of each shard; `local` names the
-    shards of which all missing ranges belong to one rank, so that this rank can finish them alone.
+    shards of which all missing ranges belong to one rank, so that this rank can finish them alone. `images_each` and
+    `only` as in RankPlan.
     """
 
     shards: Mapping[int, Shard]
     targets: Mapping[int, int]
     shares: Sequence[Sequence[Sequence[WorkRange]]]
     local: frozenset[int] = field(default_factory=frozenset)
+    images_each: Sequence[int] = (0,)
+    only: Mapping[WorkRange, frozenset[int]] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -93,38 +109,49 @@ class Plan:
         ids = sorted({work.shard for worker in shares for work in worker})
         shards = {id_: self.shards[id_] for id_ in ids}
         targets = {id_: self.targets[id_] for id_ in ids}
-        return RankPlan(shards, targets, shares, self.local.intersection(ids), self.images)
+        local = self.local.intersection(ids)
+        only = {work: self.only[work] for worker in shares for work in worker if work in self.only}
+        return RankPlan(shards, targets, shares, local, self.images, self.images_each, only)
 
 
 def make_plan(
     inventory: Inventory,
-    done: Mapping[int, Sequence[tuple[int, int]]],
-    *,
+    *done: Mapping[int, Sequence[tuple[int, int]]],
     ranks: int,
     workers: int,
     batch_size: int,
 ) -> Plan:
     """The missing positions, shared evenly by bytes over ranks x workers, each worker's in one contiguous run.
 
-    `done` holds the committed [start, stop) runs of each shard. Ranges start at multiples of the batch size from where
-    a gap starts, so that the division into batches, and with it every output byte, is the same however work is shared.
+    `done` holds, for each output, the committed [start, stop) runs of each shard. Ranges start at multiples of the
+    batch size from where a gap starts, so that the division into batches, and with it every output byte, is the same
+    however work is shared. Each output gets the very batches that it would get alone; those in which outputs agree are
+    read and decoded once.
     """
     if batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
     by_id = {shard.id: shard for shard in inventory.shards}
-    gaps = [
-        WorkRange(shard_id, start, stop)
-        for shard_id, target in inventory.targets.items()
-        for start, stop in _gaps(done.get(shard_id, ()), target)
-    ]
+    of_each = [_missing(inventory.targets, own) for own in done]
+    gaps, only = union(of_each, batch_size)
     density = {id_: shard.bytes / max(1, shard.images) for id_, shard in by_id.items()}
     flat = share_out(gaps, density, ranks * max(1, workers), batch_size)
     per_rank = max(1, workers)
     shares = [flat[rank * per_rank : (rank + 1) * per_rank] for rank in range(ranks)]
     needed = {gap.shard for gap in gaps}
     return Plan(
-        {id_: by_id[id_] for id_ in needed}, {id_: inventory.targets[id_] for id_ in needed}, shares, _local(shares)
+        {id_: by_id[id_] for id_ in needed},
+        {id_: inventory.targets[id_] for id_ in needed},
+        shares,
+        _local(shares),
+        tuple(sum(gap.stop - gap.start for own in of_each_shard.values() for gap in own) for of_each_shard in of_each),
+        {work: only[first] for worker in flat for work in worker if (first := first_batch(work, batch_size)) in only},
     )
+
+
+def _missing(targets: Mapping[int, int], done: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, list[WorkRange]]:
+    """What one output lacks of each shard."""
+    gaps = {id_: [WorkRange(id_, *gap) for gap in _gaps(done.get(id_, ()), target)] for id_, target in targets.items()}
+    return {id_: found for id_, found in gaps.items() if found}
 
 
 def _gaps(done: Iterable[tuple[int, int]], target: int) -> Iterator[tuple[int, int]]:
@@ -145,19 +172,13 @@ def share_out(
     batches = sum(-((gap.start - gap.stop) // batch_size) for gap in gaps)
     shares: list[list[WorkRange]] = [[] for _ in range(consumers)]
     before, consumer = 0.0, -1
-    for index, batch in enumerate(_batches(gaps, batch_size)):
+    for index, (gap, batch) in enumerate(batches_of(gaps, batch_size)):
         weight = (batch.stop - batch.start) * (density[batch.shard] + 1)
         fair = int((before + weight / 2) / total * consumers)
         consumer = _within(fair, consumer, batches - index, consumers, batches >= consumers)
-        _append(shares[consumer], batch)
+        _append(shares[consumer], batch, goes_on=batch.start > gap.start)
         before += weight
     return shares
-
-
-def _batches(gaps: Iterable[WorkRange], batch_size: int) -> Iterator[WorkRange]:
-    for shard, begin, stop in gaps:
-        for start in range(begin, stop, batch_size):
-            yield WorkRange(shard, start, min(start + batch_size, stop))
 
 
 def _within(fair: int, last: int, batches_left: int, consumers: int, enough: bool) -> int:
@@ -171,9 +192,9 @@ def _within(fair: int, last: int, batches_left: int, consumers: int, enough: boo
     return max(min(fair, consumers - batches_left), last + 1)
 
 
-def _append(ranges: list[WorkRange], batch: WorkRange) -> None:
-    """Extend the last range by the batch where it goes on and stays small enough to be committed at once."""
-    if ranges:
+def _append(ranges: list[WorkRange], batch: WorkRange, goes_on: bool) -> None:
+    """Extend the last range by the batch where its gap goes on and it stays small enough to be committed at once."""
+    if ranges and goes_on:
         last = ranges[-1]
         if (last.shard, last.stop) == (batch.shard, batch.start) and batch.stop - last.start <= IMAGES_PER_RANGE:
             ranges[-1] = WorkRange(last.shard, last.start, batch.stop)

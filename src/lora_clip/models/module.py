@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,40 +13,52 @@ from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import Compute
 from lora_clip.models.embedder import MergedEmbedder
-from lora_clip.types import EmbeddedBatch, PixelBatch
+from lora_clip.types import EmbeddedBatch, PixelBatch, WorkRange
 
 
 class EmbeddingModule(pl.LightningModule):
-    """Embeds batches with the merged model; `output_dtype` is that of the embeddings it hands on.
+    """Embeds batches with merged models that share nothing but the pixels: one a checkpoint, an output each.
 
-    The model is loaded in `configure_model`, straight onto the rank's device, whatever `compute` says of that.
+    `output_dtype` is that of the embeddings it hands on. Models are loaded in `configure_model`, straight onto the
+    rank's device, whatever `compute` says of that.
     """
 
-    def __init__(self, checkpoint: Checkpoint, compute: Compute, output_dtype: torch.dtype) -> None:
+    def __init__(self, checkpoints: Sequence[Checkpoint], compute: Compute, output_dtype: torch.dtype) -> None:
         super().__init__()
-        self.checkpoint, self.compute, self.output_dtype = checkpoint, compute, output_dtype
-        # no submodule: Lightning would cast (trainer.precision) and broadcast what was just merged, cast and checked
-        self.embedder: MergedEmbedder | None = None
+        self.checkpoints, self.compute, self.output_dtype = checkpoints, compute, output_dtype
+        # no submodules: Lightning would cast (trainer.precision) and broadcast what was just merged, cast and checked
+        self.embedders: dict[int, MergedEmbedder] = {}
+
+    def adapter_summary(self, output: int) -> AdapterSummary | None:
+        """What an output's adapter is, once its model is loaded; None where there is none."""
+        return self.embedders[output].images.adapter if output in self.embedders else None
 
     @property
-    def adapter_summary(self) -> AdapterSummary | None:
-        """What the adapter is, once the model is loaded; None where there is none."""
-        return None if self.embedder is None else self.embedder.images.adapter
+    def notes(self) -> list[str]:
+        """What a user may want to know of how the models run, once they are loaded."""
+        return list(dict.fromkeys(note for one in self.embedders.values() if (note := one.images.note)))
 
     @property
-    def note(self) -> str | None:
-        """What a user may want to know of how the model runs, once it is loaded."""
-        return None if self.embedder is None else self.embedder.images.note
+    def _plan(self) -> Any:
+        """The rank's plan, which tells what each output lacks; None outside a job: every output lacks everything."""
+        return getattr(getattr(self.trainer, "datamodule", None), "plan", None)
 
     def configure_model(self) -> None:
-        """Load, merge and check the model, once. Raises ModelError or AdapterError."""
-        if self.embedder is None:
-            device = self.trainer.strategy.root_device
-            self.embedder = MergedEmbedder(self.checkpoint, replace(self.compute, device=device)).load()
+        """Load, merge and check the models of outputs that lack something, once. Raises ModelError or AdapterError."""
+        compute = replace(self.compute, device=self.trainer.strategy.root_device)
+        for output in sorted(range(len(self.checkpoints)) if self._plan is None else self._plan.needed):
+            if output not in self.embedders:
+                self.embedders[output] = MergedEmbedder(self.checkpoints[output], compute).load()
 
-    def predict_step(self, batch: PixelBatch, batch_idx: int) -> EmbeddedBatch:
-        """The batch's embeddings (B, D) in the output's dtype, on the device; nothing is waited for."""
-        assert self.embedder is not None
-        embeddings_BD = self.embedder.embed_images(batch.pixels_BCHW).to(self.output_dtype)
+    def predict_step(self, batch: PixelBatch, batch_idx: int) -> dict[int, EmbeddedBatch]:
+        """Embeddings (B, D) for each output that lacks the batch, on the device; nothing is waited for."""
+        embedded = {output: self._embed(output, batch) for output in self._lacking(batch.work)}
         batch.release()
+        return embedded
+
+    def _embed(self, output: int, batch: PixelBatch) -> EmbeddedBatch:
+        embeddings_BD = self.embedders[output].embed_images(batch.pixels_BCHW).to(self.output_dtype)
         return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.work, batch.last)
+
+    def _lacking(self, work: WorkRange) -> Collection[int]:
+        return range(len(self.checkpoints)) if self._plan is None else self._plan.lacking(work)

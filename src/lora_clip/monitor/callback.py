@@ -7,7 +7,7 @@ and writes the rank's row of the shared file and its timeline; rank 0's thread s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,23 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.monitor import timeline
 from lora_clip.monitor.bar import INTERVAL, Bar
 from lora_clip.monitor.meter import Machine, Meter
 from lora_clip.monitor.processes import Processes
 from lora_clip.monitor.progress import Counters, Progress
 from lora_clip.monitor.timeline import Timeline
-from lora_clip.types import EmbeddedBatch, PixelBatch
+from lora_clip.types import PixelBatch
 
 
 class Monitor(Callback):
     """Counts what its rank does; on rank 0, shows the progress of all."""
 
-    def __init__(self, output_dir: Path) -> None:
-        self.root = output_dir
-        self.progress = Progress(output_dir)
+    def __init__(self, output_dirs: Sequence[Path]) -> None:
+        self.roots = output_dirs
+        self.progress = Progress(output_dirs[0])
         self.machine: Machine | None = None
-        self.opening: Callable[[AdapterSummary | None], str] | None = None
+        self.opening: Callable[[], str] | None = None
         self._writer: Any = None
         self._processes: Processes | None = None
         self._meter: Meter | None = None
@@ -44,11 +43,11 @@ class Monitor(Callback):
         self._writer = writer
         return [self, writer, _Behind(self)]
 
-    def clear(self, timelines: bool) -> None:
-        """Forget an earlier run's counters, and its timelines where there will be new ones; before any rank begins."""
+    def clear(self, outputs: Iterable[int]) -> None:
+        """Forget an earlier run's counters, and the timelines of outputs that get new ones; before any rank begins."""
         self.progress.clear()
-        if timelines:
-            timeline.clear(self.root)
+        for output in outputs:
+            timeline.clear(self.roots[output])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look at the processes before the workers are started."""
@@ -60,12 +59,13 @@ class Monitor(Callback):
         self.machine = Machine.under(trainer)
         if trainer.is_global_zero:
             if self.opening is not None:
-                print(self.opening(pl_module.adapter_summary), flush=True)  # type: ignore[arg-type]
+                print(self.opening(), flush=True)
             self._bar = Bar(data.plan.images)
         assert self._processes is not None
         self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
-        line = Timeline(self.root, trainer.global_rank, data.num_workers) if data.plan.images else None
-        self._watch = Watch(trainer.global_rank, trainer.world_size, self._meter, self.progress, line, self._bar)
+        rank, roots = trainer.global_rank, [self.roots[output] for output in sorted(data.plan.needed)]
+        lines = [Timeline(root, rank, data.num_workers) for root in roots]
+        self._watch = Watch(rank, trainer.world_size, self._meter, self.progress, lines, self._bar)
         self._watch.start()
 
     def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -74,7 +74,7 @@ class Monitor(Callback):
         self._meter.stopwatch.batch_came()
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: EmbeddedBatch, batch: PixelBatch, *_: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PixelBatch, *_: Any
     ) -> None:
         """The model is through with it; the writer comes next."""
         assert self._meter is not None
@@ -132,14 +132,14 @@ class _Behind(Callback):
 
 
 class Watch(threading.Thread):
-    """Reads a rank's meter now and then, and tells the file of all ranks, the rank's timeline, and the bar."""
+    """Reads a rank's meter now and then, and tells the file of all ranks, the rank's timelines, and the bar."""
 
     def __init__(
-        self, rank: int, ranks: int, meter: Meter, progress: Progress, line: Timeline | None, bar: Bar | None
+        self, rank: int, ranks: int, meter: Meter, progress: Progress, lines: Sequence[Timeline], bar: Bar | None
     ) -> None:
         super().__init__(name="watch", daemon=True)
         self._rank, self._ranks = rank, ranks
-        self._meter, self._progress, self._line, self._bar = meter, progress, line, bar
+        self._meter, self._progress, self._lines, self._bar = meter, progress, lines, bar
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -162,7 +162,8 @@ class Watch(threading.Thread):
         counters = self._meter.read(ended)
         with suppress(OSError):  # a full disk is the writer's to tell
             self._progress.write(self._rank, counters)
-            if self._line is not None and (ended or self._line.due(counters)):
-                self._line.write(counters)
+            for line in self._lines:
+                if ended or line.due(counters):
+                    line.write(counters)
             if self._bar is not None:
                 self._bar.show(self._progress.read(self._ranks))

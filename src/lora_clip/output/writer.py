@@ -7,9 +7,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -119,44 +119,53 @@ def _begin_copy(embeddings_BD: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.E
     return on_host_BD, event
 
 
-class EmbeddingWriter(BasePredictionWriter):
-    """Saves the embeddings of its rank, by the contract of `Store`, on a thread of its own.
+class _Handed(NamedTuple):
+    """A batch on its way to the writing thread: for which output, and what to wait for before it is read."""
 
-    `max_reject_fraction` is the share of the run's images that may be rejected before the run is ended.
+    output: int
+    batch: EmbeddedBatch
+    event: torch.cuda.Event | None
+
+
+def _hand_over(output: int, batch: EmbeddedBatch) -> _Handed:
+    on_host_BD, event = _begin_copy(batch.embeddings_BD)
+    return _Handed(output, replace(batch, embeddings_BD=on_host_BD), event)
+
+
+class EmbeddingWriter(BasePredictionWriter):
+    """Saves the embeddings of its rank into every output, by the contract of `Store`, on a thread of its own.
+
+    `max_reject_fraction` is the share of an output's missing images that may be rejected before the run is ended.
     """
 
-    def __init__(self, output_dir: Path, max_reject_fraction: float) -> None:
+    def __init__(self, output_dirs: Sequence[Path], max_reject_fraction: float) -> None:
         super().__init__(write_interval="batch")
-        self.output_dir, self.max_reject_fraction = output_dir, max_reject_fraction
-        self._queue: queue.Queue[tuple[EmbeddedBatch, torch.cuda.Event | None] | None] = queue.Queue(WAITING_BATCHES)
+        self.output_dirs, self.max_reject_fraction = output_dirs, max_reject_fraction
+        self._queue: queue.Queue[Sequence[_Handed] | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._lock: FolderLock | None = None
+        self._locks: list[FolderLock] = []
         self.busy_seconds = 0.0
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Share the directory's lock and start the writing thread."""
-        plan = trainer.datamodule.plan  # type: ignore[attr-defined]
-        self._lock = FolderLock(self.output_dir)
-        self._lock.share()
-        committer = RangeCommitter(
-            Store(self.output_dir),
-            trainer.global_rank,
-            plan.targets,
-            plan.local,
-            self.max_reject_fraction * plan.images,
-        )
-        self._thread = threading.Thread(target=self._write, args=(committer,), name="writer", daemon=True)
+        """Share the directories' locks and start the writing thread."""
+        self._locks = [FolderLock(root) for root in self.output_dirs]
+        for lock in self._locks:
+            lock.share()
+        plan, rank = trainer.datamodule.plan, trainer.global_rank  # type: ignore[attr-defined]
+        committers = [
+            RangeCommitter(Store(root), rank, plan.targets, plan.local, self.max_reject_fraction * images)
+            for root, images in zip(self.output_dirs, plan.images_each, strict=True)
+        ]
+        self._thread = threading.Thread(target=self._write, args=(committers,), name="writer", daemon=True)
         self._thread.start()
 
     def write_on_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: EmbeddedBatch, *_: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Mapping[int, EmbeddedBatch], *_: Any
     ) -> None:
         """Hand a batch to the thread; the copy from the device is only begun here, and waited for there."""
         self._raise_error()
-        on_host, event = _begin_copy(prediction.embeddings_BD)
-        batch = EmbeddedBatch(on_host, prediction.rows, prediction.rejects, prediction.work, prediction.last)
-        self._queue.put((batch, event))
+        self._queue.put([_hand_over(output, batch) for output, batch in prediction.items()])
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait until everything is committed; what failed on the thread is raised here."""
@@ -169,16 +178,19 @@ class EmbeddingWriter(BasePredictionWriter):
         if self._error is not None:
             raise self._error
 
-    def _write(self, committer: RangeCommitter) -> None:
-        while (item := self._queue.get()) is not None:
+    def _write(self, committers: Sequence[RangeCommitter]) -> None:
+        while (handed := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # keep emptying the queue, so that the main thread is never stuck in put
             try:
-                batch, event = item
-                if event is not None:
-                    event.synchronize()
-                started = time.perf_counter()
-                committer.add(batch)
-                self.busy_seconds += time.perf_counter() - started
+                for output, batch, event in handed:
+                    self._add(committers[output], batch, event)
             except BaseException as error:  # carried to the main thread, which ends the run
                 self._error = error
+
+    def _add(self, committer: RangeCommitter, batch: EmbeddedBatch, event: torch.cuda.Event | None) -> None:
+        if event is not None:
+            event.synchronize()
+        started = time.perf_counter()
+        committer.add(batch)
+        self.busy_seconds += time.perf_counter() - started

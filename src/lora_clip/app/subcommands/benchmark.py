@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--large", type=int, help="compare data.decode=exact and fast over so many of 12 megapixels")
     parser.add_argument("--memory", action="store_true", help="peak memory over 3,000 and 15,000 images")
+    parser.add_argument("--one-pass", action="store_true", help="three adapters in one pass against one")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--chart", type=Path, help="write them there as bars (SVG)")
 
@@ -70,5 +71,5 @@ def plan_of(given: argparse.Namespace) -> Plan:
         collection=Collection(given.images, given.large_share, given.seed),
         workers=given.workers.split(","),
         only=given.only.split(",") if given.only else None,
-        **{name: getattr(given, name) for name in ("repeats", "override", "large", "memory")},
+        **{name: getattr(given, name) for name in ("repeats", "override", "large", "memory", "one_pass")},
     )
