@@ -48,6 +48,11 @@ def test_a_point_is_read_from_what_its_job_left() -> None:
     assert read.peak_bytes == run["peak_host_bytes"] > 1 << 26 and read.bottleneck == run["bottleneck"]
 
 
+def test_a_point_of_several_adapters_is_read_from_any_of_its_outputs(tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(uninterrupted())
+    assert sweep.read_point(tmp_path, "a", 64, 0) == sweep.read_point(uninterrupted(), "a", 64, 0)
+
+
 @pytest.mark.parametrize(("status", "state"), [(12, "out of memory"), (-9, "out of memory"), (2, "failed (2)")])
 def test_a_point_without_a_result_says_why(status: int, state: str, tmp_path: Path) -> None:
     assert sweep.read_point(tmp_path, "a", 64, status).state == state

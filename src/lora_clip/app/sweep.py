@@ -72,11 +72,17 @@ def read_point(folder: Path, name: str, batch_size: int | str, status: int, over
         return Point(name, batch_size, "out of memory", overrides=typed)
     if status != 0:
         return Point(name, batch_size, f"failed ({status})", overrides=typed)
-    run = (read_manifest(folder) or {})["run"]
+    run = _run_of(folder)
     peak = run["peak_device_bytes"] or run["peak_host_bytes"]
     rate, waiting = run["images_per_second"], run["waiting_share"]
     resolved = run["batch_size"]
     return Point(name, resolved, "done", rate, waiting, peak, run["predict_seconds"], run["bottleneck"], typed)
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    """The record of a point's run; several adapters have an output each below, which all keep the same record."""
+    outputs = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return next(manifest["run"] for output in outputs if (manifest := read_manifest(output)) is not None)
 
 
 def finish(folder: Path, points: Sequence[Point]) -> None:
