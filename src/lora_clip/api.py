@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -25,13 +26,13 @@ from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.compute import Compute, auto_batch_size, resolve_dtype
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.encoder import CHUNK
-from lora_clip.pixels.decode import DECODINGS, EXACT, ImageError, fit, prepare
-from lora_clip.types import PreprocessSpec
+from lora_clip.pixels.decode import DECODINGS, EXACT, EXIF, ImageError, fit, prepare
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 """An image file's path or its bytes, or a PIL image."""
 AUTO = "auto"
 ON_ERROR = ("raise", "nan")
+IGNORE, _ = ORIENTATIONS = ("ignore", EXIF)
 TEXTS_AT_ONCE = 256
 BATCHES_AHEAD = 2
 """How many batches are decoded while the model has another."""
@@ -41,31 +42,40 @@ T = TypeVar("T")
 
 def load_embedder(
     base: str | os.PathLike[str] | None = None,
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | Mapping[str, float] | None = None,
     *,
     device: str | torch.device = AUTO,
     dtype: str | torch.dtype = AUTO,
     batch_size: int | str = AUTO,
     compile: bool = False,  # noqa: A002 : the name that the job has for it
     decode: str = EXACT,
+    orientation: str = IGNORE,
 ) -> InCodeEmbedder:
     """A model with its adapter merged and checked, as the job loads it, to be used from code.
 
-    `base` and `adapter` are folders or names on the Hugging Face hub; the adapter names its base where none is given.
+    `base` and `adapter` are folders or names on the Hugging Face hub; the adapter names its base where none is given;
+    a mapping of adapters to weights is their sum.
     `device` auto: a CUDA GPU if there is one, else the CPU. `dtype` (auto, float32, bfloat16, float16), `batch_size`
-    (images at a time, or auto), `compile` and `decode` (exact, fast) mean what they mean in the job's configuration.
+    (images at a time, or auto), `compile`, `decode` (exact, fast) and `orientation`
+    (ignore, exif) mean what they mean in the job's configuration.
     Raises ModelError, AdapterError or ConfigError: never is the base model taken for the adapted one.
     """
     where = _resolve_device(device)
     if decode not in DECODINGS:
         raise ConfigError(f"decode={decode}: {', '.join(DECODINGS)} are known")
+    if orientation not in ORIENTATIONS:
+        raise ConfigError(f"orientation={orientation}: {', '.join(ORIENTATIONS)} are known")
     size = auto_batch_size(where.type) if batch_size == AUTO else int(batch_size)
     if size < 1:
         raise ConfigError(f"batch_size={batch_size}: give a number of images, 1 or more")
-    names = [None if given is None else os.fspath(given) for given in (base, adapter)]
     kind = resolve_dtype(str(dtype).removeprefix("torch."), where.type)
     compute = Compute(kind, where, size, compile)
-    return InCodeEmbedder(MergedEmbedder(find_checkpoint(*names), compute).load(), decode)
+    found = find_checkpoint(_name(base), adapter if isinstance(adapter, Mapping) else _name(adapter))
+    return InCodeEmbedder(MergedEmbedder(found, compute).load(), decode, orientation)
+
+
+def _name(given: str | os.PathLike[str] | None) -> str | None:
+    return None if given is None else os.fspath(given)
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:
@@ -86,8 +96,9 @@ class InCodeEmbedder:
     does not depend on how many are given, and is the job's own: the same bytes at its batch size and thread count.
     """
 
-    def __init__(self, embedder: MergedEmbedder, decode: str = EXACT) -> None:
+    def __init__(self, embedder: MergedEmbedder, decode: str = EXACT, orientation: str = IGNORE) -> None:
         self.embedder, self.decode = embedder, decode
+        self.spec = replace(embedder.spec, orientation=orientation)
 
     def __repr__(self) -> str:
         found, compute = self.embedder.checkpoint, self.embedder.compute
@@ -98,11 +109,6 @@ class InCodeEmbedder:
     def width(self) -> int:
         """The width D of an embedding."""
         return self.embedder.width
-
-    @property
-    def spec(self) -> PreprocessSpec:
-        """How pixels are made."""
-        return self.embedder.spec
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import lora_clip
-from helpers.images import jpeg, photo, png
+from helpers.images import encode, jpeg, photo, png
 from helpers.models import save_adapter, save_base
 from lora_clip import load_embedder, open_output
 from lora_clip.api import InCodeEmbedder
@@ -130,6 +130,7 @@ def test_a_wrong_adapter_is_never_silent(tmp_path: Path) -> None:
         ({"dtype": "int3"}, "int3"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"decode": "quick"}, "decode=quick: exact, fast are known"),
+        ({"orientation": "up"}, "orientation=up: ignore, exif are known"),
     ],
 )
 def test_what_is_not_known_is_said(given: dict[str, object], message: str) -> None:
@@ -137,6 +138,29 @@ def test_what_is_not_known_is_said(given: dict[str, object], message: str) -> No
         load_embedder(DEMO / "base", **given)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="neither"):
         load_embedder()
+
+
+def test_photographs_are_turned_upright_where_that_is_asked_for() -> None:
+    exif, picture = Image.Exif(), photo(60, 40)
+    exif[0x0112] = 6
+    on_its_side = encode(picture, "PNG", exif=exif)
+    embedders = [
+        load_embedder(DEMO / "base", device="cpu", dtype="float32", orientation=orientation)
+        for orientation in ("ignore", "exif")
+    ]
+    as_it_lies, turned = (embedder.embed_images(on_its_side) for embedder in embedders)
+    upright = embedders[0].embed_images(picture.transpose(Image.Transpose.ROTATE_270))
+    assert np.allclose(turned, upright, atol=1e-6) and not np.allclose(as_it_lies, turned, atol=1e-3)
+
+
+def test_adapters_are_added_up(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    names = [str(save_adapter(tmp_path / name, base, seed=seed)) for seed, name in enumerate("ab")]
+    one, summed = (
+        load_embedder(base, given, device="cpu", dtype="float32")
+        for given in (names[0], {names[0]: 0.7, names[1]: 0.3})
+    )
+    assert one.embed_images(jpeg()) @ summed.embed_images(jpeg()) < 0.9999
 
 
 def test_dtype_is_torchs_own_too() -> None:
