@@ -124,6 +124,7 @@ def test_a_cast_that_loses_too_much_is_refused(base: Path, adapter: Path, monkey
         embedder_of(base, dtype=torch.float16).load()
 
 
+@pytest.mark.slow
 def test_compiled_code_is_what_runs_and_what_is_checked(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced whole, for the two shapes that a batch of 20 has on a CPU, before the first batch comes."""
     counter = CompileCounterWithBackend("aot_eager")

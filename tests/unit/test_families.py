@@ -40,6 +40,10 @@ def asked(tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("siglip", "dinov2"))) for name in CASES]
+"""A family with texts and one without stand for all in the fast run."""
+
+
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's file and its line in the registry."""
@@ -76,7 +80,7 @@ def check(case: Case, base: Path, adapter: Path | None, tower: bool = False) -> 
     return embedder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_family_embeds_as_transformers_does(name: str, bases: dict[str, Path]) -> None:
     embedder = check(CASES[name], bases[name], None)
     assert isinstance(embedder.images.encoder.tower, VisionTower if name in FAST else PlainTower)
@@ -85,7 +89,7 @@ def test_a_family_embeds_as_transformers_does(name: str, bases: dict[str, Path])
 
 
 @pytest.mark.parametrize("tower", [False, True], ids=["whole", "tower"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_familys_adapter_is_merged(name: str, tower: bool, bases: dict[str, Path], tmp_path: Path) -> None:
     case = CASES[name]
     if tower and case.vision is None:

@@ -77,7 +77,13 @@ def test_rows_are_found_by_id_and_by_name(output: Path) -> None:
 
 @pytest.mark.parametrize(
     ("factory", "least"),
-    [(None, 1.0), ("HNSW32_SQ8", 0.9), ("IVF8,Flat", 0.9), ("IVF4,SQ8", 0.9), ("OPQ4,IVF4,PQ4x4", 0.5)],
+    [
+        (None, 1.0),
+        ("HNSW32_SQ8", 0.9),
+        ("IVF8,Flat", 0.9),
+        ("IVF4,SQ8", 0.9),
+        pytest.param("OPQ4,IVF4,PQ4x4", 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_an_index_finds_what_exact_search_finds(tmp_path: Path, factory: str | None, least: float) -> None:
     shards = {0: vectors(1500, seed=1, clusters=20), 1: vectors(1500, seed=2, clusters=20)}

@@ -286,6 +286,7 @@ for data in pickle.load(sys.stdin.buffer):
 """
 
 
+@pytest.mark.slow
 def test_huge_images_are_refused_before_memory_is_used_and_nothing_is_printed() -> None:
     huge = [data for kind, (data, _) in BROKEN.items() if kind.startswith("huge")]
     given = pickle.dumps(MODES["palette PNG, transparency in bytes"]) + pickle.dumps(huge)
@@ -322,6 +323,7 @@ def test_an_extreme_aspect_ratio_is_refused_before_it_is_resized(size: tuple[int
         ours(png_file(*size, (b"\0" + b"abc" * size[0]) * size[1]), clip())
 
 
+@pytest.mark.slow
 def test_a_size_that_pillow_only_warns_of_is_a_row_without_a_warning() -> None:
     data = encode(Image.new("1", (10_000, 9_000)), "PNG")
     assert ours(data, clip(8, 8)).max() == 0

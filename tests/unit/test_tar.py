@@ -360,7 +360,9 @@ def test_scan_and_read_agree_on_any_bytes(data: bytes, random: random.Random, ed
 # --- where reading starts ---
 
 
-@pytest.mark.parametrize("captions", ["beside", "in front", "at the end", "none"])
+@pytest.mark.parametrize(
+    "captions", ["at the end", *(pytest.param(one, marks=pytest.mark.slow) for one in ("beside", "in front", "none"))]
+)
 def test_a_range_is_the_same_as_a_slice_of_the_whole_from_any_start(tar: Path, captions: str) -> None:
     count = 3 * SEEK_POINT_SPACING + 17
     images = {f"{i:04d}.jpg": b"%d" % i for i in range(count)}
