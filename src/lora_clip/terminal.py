@@ -1,4 +1,4 @@
-"""Plain text for people: tables, and commands as they type them; imports nothing heavy."""
+"""Plain text for people: tables, numbers of things, and commands as they type them; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return [line.rstrip() for line in lines]
+
+
+def count_of(number: int, thing: str) -> str:
+    """`1 shard`, `1,000 shards`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def command(*words: str | Path) -> str:

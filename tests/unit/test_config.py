@@ -147,6 +147,7 @@ def test_help_fits_a_screen_of_100_columns() -> None:
 
 # --- What is typed wrong -----------------------------------------------------------------------------------------
 
+ADAPTERS = "give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of names and null"
 REFUSED = {
     "data.batch_size=abc": "data.batch_size=abc: give a number of images, 1 or more, or auto",
     "data.batch_size=0": "data.batch_size=0: give a number of images, 1 or more, or auto",
@@ -161,12 +162,12 @@ REFUSED = {
     "data.orientation=upright": "data.orientation=upright: give ignore or exif",
     "data.stages=[keep]": "data.stages=[keep]: give a list of module:function",
     "data.stages=mine:keep": "data.stages=mine:keep: give a list of module:function",
-    "model.adapter={a:x}": "model.adapter={a:x}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
-    "model.adapter={a:true}": "model.adapter={a:true}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
-    "model.adapter={a:nan}": "model.adapter={a:nan}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
-    "model.adapter={}": "model.adapter={}: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
-    "model.adapter=[]": "model.adapter=[]: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
-    "model.adapter=[a,3]": "model.adapter=[a,3]: give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null",
+    "model.adapter={a:x}": f"model.adapter={{a:x}}: {ADAPTERS}",
+    "model.adapter={a:true}": f"model.adapter={{a:true}}: {ADAPTERS}",
+    "model.adapter={a:nan}": f"model.adapter={{a:nan}}: {ADAPTERS}",
+    "model.adapter={}": f"model.adapter={{}}: {ADAPTERS}",
+    "model.adapter=[]": f"model.adapter=[]: {ADAPTERS}",
+    "model.adapter=[a,3]": f"model.adapter=[a,3]: {ADAPTERS}",
     "model.compile=7": "model.compile=7: give true or false",
     "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",

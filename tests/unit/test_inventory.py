@@ -98,7 +98,8 @@ names = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
 @given(names)
 def test_a_note_says_what_a_scan_says_whatever_the_names_and_their_order(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

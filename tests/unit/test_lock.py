@@ -6,24 +6,13 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from helpers.children import in_child
 from lora_clip.errors import OutputError, StorageError
 from lora_clip.io.lock import FolderLock
-
-
-def in_child(action: Callable[[], object]) -> int:
-    """The exit status of an action in another process: 0, or 7 for an OutputError."""
-    if not (pid := os.fork()):
-        try:
-            action()
-        except OutputError:
-            os._exit(7)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def claim(folder: Path) -> FolderLock:
@@ -45,6 +34,7 @@ def test_ranks_share_it_and_nobody_else(tmp_path: Path) -> None:
     assert in_child(lambda: FolderLock(tmp_path).share()) == 0
     assert in_child(lambda: claim(tmp_path)) == 7
     lock.release()
+    assert in_child(lambda: claim(tmp_path)) == 0
 
 
 def test_it_is_not_inherited_and_free_when_its_process_has_died(tmp_path: Path) -> None:

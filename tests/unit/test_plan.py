@@ -57,7 +57,7 @@ def situations(draw: st.DrawFn) -> Situation:
 hands = {"ranks": st.integers(1, 6), "workers": st.integers(0, 5)}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(situation=situations(), **hands)
 def test_the_ranges_are_exactly_the_missing_positions(situation: Situation, ranks: int, workers: int) -> None:
     found, done, batch_size = situation
@@ -68,7 +68,7 @@ def test_the_ranges_are_exactly_the_missing_positions(situation: Situation, rank
     assert all(work.stop > work.start for work in ranges_of(plan))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(situation=situations(), **hands)
 def test_the_batches_are_the_same_however_the_work_is_shared(situation: Situation, ranks: int, workers: int) -> None:
     found, done, batch_size = situation
@@ -80,7 +80,7 @@ def test_the_batches_are_the_same_however_the_work_is_shared(situation: Situatio
             assert left.stop - left.start == batch_size
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(situation=situations(), **hands)
 def test_the_work_is_in_order_even_and_nobody_is_idle(situation: Situation, ranks: int, workers: int) -> None:
     found, done, batch_size = situation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.children import in_child
 from helpers.jobs import check_layout, everything, identities, new_folder, snapshot
 from lora_clip.errors import OutputError, StorageError
-from lora_clip.io.lock import FolderLock
 from lora_clip.output import provenance
 from lora_clip.output.housekeeping import assemble_finished, recover
 from lora_clip.output.layout import FORMAT
@@ -81,7 +80,7 @@ def whole(*sizes: int) -> dict[str, str]:
     return snapshot(store.root)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60).flatmap(lambda size: st.tuples(st.just(size), st.sets(st.integers(1, max(1, size - 1))))))
 def test_any_division_gives_the_same_bytes(drawn: tuple[int, set[int]]) -> None:
     size, cuts = drawn
@@ -338,17 +337,6 @@ def test_a_line_without_sizes_is_a_line(tmp_path: Path) -> None:
 # --- The directory as one job holds it -----------------------------------------------------------------------------
 
 
-def in_child(action: Callable[[], Any]) -> int:
-    """The exit status of an action in another process: 0, or 7 for an OutputError."""
-    if not (pid := os.fork()):
-        try:
-            action()
-        except OutputError:
-            os._exit(7)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def enter(root: Path) -> None:
     with OutputSession(root, resume=True) as session:
         session.begin({"a": 1}, [])
@@ -374,25 +362,6 @@ def test_the_second_of_two_jobs_is_refused_and_harms_nothing(tmp_path: Path) -> 
         assert in_child(lambda: begin_late(second)) == 7
         assert provenance.read_fingerprint(root) == {"a": 1}
     assert in_child(lambda: enter(root)) == 0
-
-
-def test_the_lock_is_shared_by_ranks_and_by_nobody_else(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path)
-    lock.claim()
-    lock.share()
-    assert in_child(lambda: FolderLock(tmp_path).share()) == 0
-    assert in_child(lambda: FolderLock(tmp_path).claim()) == 7
-    lock.release()
-    assert in_child(lambda: FolderLock(tmp_path).claim()) == 0
-
-
-def test_the_lock_is_free_again_when_its_process_was_killed(tmp_path: Path) -> None:
-    def claim_and_die() -> None:
-        FolderLock(tmp_path).claim()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    assert in_child(claim_and_die) == -signal.SIGKILL
-    assert in_child(lambda: FolderLock(tmp_path).claim()) == 0
 
 
 def test_what_another_job_did_since_the_look_is_not_discarded(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def perform(root: Path, case: dict[str, Any], ranks: int, share: float, seed: in
         assemble_finished(store, stock.targets)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(inputs())
 def test_every_image_exactly_once(case: dict[str, Any]) -> None:
     root, plain = new_folder(), new_folder()

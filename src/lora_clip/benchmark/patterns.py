@@ -14,6 +14,7 @@ import torch
 from lora_clip.benchmark.loops import POOL
 from lora_clip.benchmark.measure import Pattern
 from lora_clip.io.process import cores
+from lora_clip.terminal import count_of
 
 JOB = "this job"
 
@@ -63,7 +64,7 @@ def ours(
     `adapters`: several, in one pass, in place of the material's.
     """
     gpus = torch.cuda.device_count()
-    devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "CPU"
+    devices = count_of(gpus, "GPU") if gpus else "CPU"
     named = " ".join([JOB, *overrides, *([f"{len(adapters)} adapters"] if adapters else [])])
     adapter = f"[{','.join(map(str, adapters))}]" if adapters else str(material.adapter)
     settings = {f"{count} worker{'s' * (count != '1')}": f"data.num_workers={count}" for count in workers}

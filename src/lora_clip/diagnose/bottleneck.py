@@ -6,6 +6,7 @@ import math
 from statistics import median
 
 from lora_clip.diagnose.figures import Figures
+from lora_clip.terminal import count_of
 
 ENOUGH_SECONDS = 2.0
 """A shorter run is start-up and little else."""
@@ -248,7 +249,7 @@ def _kept(figures: Figures) -> str:
 
 
 def _cores(figures: Figures) -> str:
-    return f"{figures.cores} core{'' if figures.cores == 1 else 's'}"
+    return count_of(figures.cores, "core")
 
 
 def _percent(share: float) -> str:

@@ -22,7 +22,7 @@ from lora_clip.monitor.progress import Counters, total
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
 from lora_clip.sources.base import count_extensions
-from lora_clip.terminal import align, command
+from lora_clip.terminal import align, command, count_of
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
@@ -63,11 +63,11 @@ class NamedModel:
 
 def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Sequence[NamedModel]) -> str:
     """What will be done, in a line, and one more for each of several outputs; notes that a user may act on."""
-    what = f"{_of(plan.images, inventory)} in {_plural(len(plan.targets), 'shard')}"
+    what = f"{_of(plan.images, inventory)} in {count_of(len(plan.targets), 'shard')}"
     several = [] if len(outputs) == 1 else _outputs_table(outputs, inventory, plan)
     line = (
         f"embedding {what} with {f'{len(outputs)} models' if several else _model(outputs[0])}, "
-        f"on {_plural(settings.ranks, 'rank')} x {_plural(settings.workers, 'worker')}, "
+        f"on {count_of(settings.ranks, 'rank')} x {count_of(settings.workers, 'worker')}, "
         f"batches of {settings.batch_size}, {str(settings.dtype).removeprefix('torch.')}"
     )
     return "\n".join([line, *several, *_notes([one.checkpoint for one in outputs], inventory)])
@@ -107,10 +107,6 @@ def _notes(checkpoints: Sequence[Checkpoint], inventory: Inventory) -> list[str]
 def _listed(counts: Counter[str]) -> str:
     shown = ", ".join(f"{count:,} {name}" for name, count in counts.most_common(EXTENSIONS_SHOWN))
     return shown + (", …" if len(counts) > EXTENSIONS_SHOWN else "")
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def run_record(
@@ -205,8 +201,8 @@ def counts(verdict: Verdict) -> str:
     """What an output holds, as a sum."""
     shape = f" of width {verdict.width}, {verdict.dtype}" if verdict.width else ""
     return (
-        f"{verdict.images:,} images in {_plural(verdict.shards, 'shard')} = "
-        f"{verdict.rows:,} embeddings{shape} + {_plural(verdict.rejects, 'reject')}"
+        f"{verdict.images:,} images in {count_of(verdict.shards, 'shard')} = "
+        f"{verdict.rows:,} embeddings{shape} + {count_of(verdict.rejects, 'reject')}"
     )
 
 

@@ -25,7 +25,7 @@ def build_manifest(
     lora = None if adapter is None else asdict(adapter)
     return {
         "format": FORMAT,
-        "model": {"base": checkpoint.base, "adapter": checkpoint.adapter, "lora": lora},
+        "model": {"base": _anywhere(checkpoint.base), "adapter": _anywhere(checkpoint.adapter), "lora": lora},
         "fingerprint": fingerprint,
         "images": verdict.images,
         "rows": verdict.rows,
@@ -40,6 +40,14 @@ def build_manifest(
             **{name: version(name) for name in PACKAGES},
         },
     }
+
+
+def _anywhere(name: Any) -> Any:
+    """A model's name, or the names in a sum of adapters, found from any folder: a search may start in another."""
+    if isinstance(name, Mapping):
+        return {_anywhere(one): weight for one, weight in name.items()}
+    folder = Path(name or "").expanduser()
+    return str(folder.absolute()) if name and folder.is_dir() else name
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_clip.errors import DataError
-from lora_clip.io.atomic import replaced
+from lora_clip.io.atomic import write_text
 from lora_clip.sources.inventory import INDEX, WRITTEN_BY, Note
 
 
@@ -34,8 +34,7 @@ def write_index(shards_dir: Path, shards: list[PackedShard], notes: Mapping[str,
     content: dict[str, object] = {"written_by": WRITTEN_BY, "shards": [shard._asdict() for shard in shards]}
     if notes is not None:
         content["inventory"] = {shard.name: notes[shard.name] for shard in shards}
-    with replaced(shards_dir / INDEX) as file:
-        file.write(json.dumps(content, indent=1).encode("ascii"))
+    write_text(shards_dir / INDEX, json.dumps(content, indent=1))
 
 
 def read_index(shards_dir: Path) -> list[PackedShard]:

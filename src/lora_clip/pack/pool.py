@@ -16,12 +16,12 @@ from tqdm import tqdm
 from lora_clip.io import process
 from lora_clip.pack.index import PackedShard, is_finished
 from lora_clip.pack.listing import ListedFile
-from lora_clip.pack.report import count_of
 from lora_clip.pack.split import Assignment
 from lora_clip.pack.write import write_shard
 from lora_clip.sources.inventory import Note, note
 from lora_clip.sources.names import image_name
 from lora_clip.sources.tar import scan
+from lora_clip.terminal import count_of
 
 
 class _StoppedError(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lora_clip.pack.index import PackedShard
-from lora_clip.terminal import command
+from lora_clip.terminal import command, count_of
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,6 @@ def contents(shards: list[PackedShard], counted: bool = True) -> str:
     size = tqdm.format_sizeof(sum(shard.bytes for shard in shards), "B")
     where = f" in {count_of(len(shards), 'shard')}" if counted else ""
     return f"{count_of(images, 'image')}, {count_of(captions, 'caption')}, {metadata:,} json{where} ({size})"
-
-
-def count_of(number: int, thing: str) -> str:
-    """`1 shard`, `1,000 shards`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def next_command(shards_dir: Path) -> str:
