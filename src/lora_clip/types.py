@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     import torch  # who only lists or packs files need not wait for it
 
 
+UNCOUNTED = 2**62
+"""In place of a number of images, where nobody has looked into the shard yet."""
+
+
 class WorkRange(NamedTuple):
     """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits.
 
-    It is cut into batches from `start` on, so that a row's batch does not depend on who takes the range.
+    It is cut into batches from `start` on, so that a row's batch does not depend on who takes the range. `stop` is
+    UNCOUNTED in a plan where it is the end of a shard that nobody has counted yet; never in a batch.
     """
 
     shard: int
@@ -111,7 +116,8 @@ class PreprocessSpec:
 class PixelBatch:
     """Some images of one work range, decoded: `pixels_BCHW` uint8, of which the first `len(rows)` are images.
 
-    `last` marks the end of the range; `seconds` is the worker time spent on the batch, by stage.
+    `last` marks the end of the range; `seconds` is the worker time spent on the batch, by stage, `bytes` what was read
+    of encoded images. With the last batch of a range comes its shard as JSON, if a worker had to count it (`counted`).
     """
 
     pixels_BCHW: torch.Tensor
@@ -120,6 +126,8 @@ class PixelBatch:
     work: WorkRange
     last: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+    counted: Mapping[str, Any] | None = None
 
     def to(self, device: torch.device) -> PixelBatch:
         """The same batch with its pixels on `device`; Lightning calls this to move a batch."""
@@ -143,3 +151,4 @@ class EmbeddedBatch:
     rejects: list[Reject]
     work: WorkRange
     last: bool
+    counted: Mapping[str, Any] | None = None

@@ -57,11 +57,11 @@ def run(config: DictConfig) -> None:
         sessions = [(output, stack.enter_context(OutputSession(output.root, config.resume))) for output in outputs]
         job = plan(config, sessions, source, spec, settings)
         if job.plan.images or launch.torchrun_shape():
-            data.plans = job.plan.by_rank()
+            data.plan = job.to_send()
             monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
             monitor.opening = lambda: opening(job, embedder)
             launch.predict(trainer, embedder, data)
-        finish(job, monitor, embedder, started)
+        finish(job.counted(source), monitor, embedder, started)
         if config.index:
             print(*map(add_index, roots), sep="\n", flush=True)
 
@@ -126,13 +126,16 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
         if verdict.sound:
             record(one, verdict, run_record, adapter_of(number, one, embedder), job.plan.images_each[number] > 0)
     roots = [one.output.root for one in job.surveys]
+    if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
+        print(*notes, sep="\n")
     if unsound := [_unsound(root, found) for root, found in zip(roots, verdicts, strict=True) if found.problems]:
         raise OutputError("\n".join(unsound))
     print(closing(roots, job, verdicts), flush=True)
-    if (rejects := int(sum(rank.rejects for rank in ranks))) > job.allowed_rejects:
+    images = job.plan.images if job.plan.counted else sum(rank.images for rank in ranks)
+    if (rejects := int(sum(rank.rejects for rank in ranks))) > (allowed := job.max_reject_fraction * images):
         raise TooManyRejectsError(
             f"{rejects:,} images rejected, more than max_reject_fraction allows for this run "
-            f"({int(job.allowed_rejects):,}): the reasons are above. The output is complete"
+            f"({int(allowed):,}): the reasons are above. The output is complete"
         )
 
 

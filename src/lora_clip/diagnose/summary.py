@@ -22,7 +22,7 @@ from lora_clip.monitor.progress import Counters, total
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
 from lora_clip.sources.base import count_extensions
-from lora_clip.terminal import align, command, count_of
+from lora_clip.terminal import align, command, count_of, size_of
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
@@ -63,14 +63,19 @@ class NamedModel:
 
 def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Sequence[NamedModel]) -> str:
     """What will be done, in a line, and one more for each of several outputs; notes that a user may act on."""
-    what = f"{_of(plan.images, inventory)} in {count_of(len(plan.targets), 'shard')}"
+    what = f"{_of_plan(plan, inventory)} in {count_of(len(plan.targets), 'shard')}"
     several = [] if len(outputs) == 1 else _outputs_table(outputs, inventory, plan)
     line = (
         f"embedding {what} with {f'{len(outputs)} models' if several else _model(outputs[0])}, "
         f"on {count_of(settings.ranks, 'rank')} x {count_of(settings.workers, 'worker')}, "
         f"batches of {settings.batch_size}, {str(settings.dtype).removeprefix('torch.')}"
     )
-    return "\n".join([line, *several, *_notes([one.checkpoint for one in outputs], inventory)])
+    notes = [f"note: {note}" for note in dict.fromkeys(one.checkpoint.note for one in outputs) if note]
+    return "\n".join([line, *several, *notes, *input_notes(inventory)])
+
+
+def _of_plan(plan: Plan, inventory: Inventory) -> str:
+    return _of(plan.images, inventory) if plan.counted else f"some {plan.images:,} images ({size_of(plan.bytes)})"
 
 
 def _of(images: int, inventory: Inventory) -> str:
@@ -91,9 +96,10 @@ def _model(output: NamedModel) -> str:
     return f"{shown(checkpoint.base)} + {how}"
 
 
-def _notes(checkpoints: Sequence[Checkpoint], inventory: Inventory) -> list[str]:
+def input_notes(inventory: Inventory) -> list[str]:
+    """What a user may want to know of the input, as far as it is counted: images of several kinds, or left out."""
     taken, left_out = count_extensions(inventory.shards)
-    notes = [f"note: {note}" for note in dict.fromkeys(one.note for one in checkpoints) if note]
+    notes = []
     if len(taken) > 1:
         notes.append(
             f"note: images stand under several extensions ({_listed(taken)}); all are embedded: "

@@ -1,4 +1,4 @@
-"""The DataModule: a rank's share of the plan, its worker processes, and the DataLoader that brings their batches."""
+"""The DataModule: the plan as a rank receives it, its workers, and the DataLoader that brings their batches."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lora_clip.io.process import end_with_parent
+from lora_clip.loading.catalog import Catalog
+from lora_clip.loading.counters import Counters
 from lora_clip.loading.dataset import PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
-from lora_clip.loading.plan import RankPlan
-from lora_clip.loading.queue import PlannedQueue
+from lora_clip.loading.plan import Plan
+from lora_clip.loading.queue import SharedQueue
 from lora_clip.loading.ring import Ring
 from lora_clip.loading.stages import Stage
 from lora_clip.pixels.decode import EXACT
@@ -30,7 +33,7 @@ NICENESS = 10
 
 
 class PixelDataModule(LightningDataModule):
-    """The batches of a rank: rank 0 brings the plans of all, the others receive theirs in `setup`.
+    """The batches of a rank: rank 0 brings the `plan`, the others receive it in `setup`.
 
     `batch_size` is per device, `num_workers` per rank; `decoding` is `exact` or `fast`; `stages` are the user's own.
     """
@@ -47,18 +50,19 @@ class PixelDataModule(LightningDataModule):
         super().__init__()
         self.source, self.spec, self.decoding, self.stages = source, spec, decoding, stages
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.plans: Sequence[RankPlan] | None = None
-        self.plan: RankPlan | None = None
+        self.plan: Plan | None = None
+        self._counters: Counters | None = None
+        self._served: Any = None
 
     def setup(self, stage: str) -> None:
-        """Receive this rank's plan: one truth, read once from the file system, of which each rank gets its share."""
-        self.plan = deal(self.plans)
+        """Receive the plan of rank 0, and the counters by which all workers share it."""
+        self.plan, self._counters, self._served = deal(self.plan)
 
     def predict_dataloader(self) -> DataLoader[PixelBatch]:
         """The batches of this rank, as soon as any worker has one."""
         assert self.plan is not None
-        # As many as the plan has shares for: a rank whose cores are others than rank 0's must leave none of them out
-        workers = len(self.plan.shares) if self.num_workers and any(self.plan.shares) else 0
+        # As many as the plan has: a rank whose cores are others than rank 0's must count them as rank 0 does
+        workers = self.plan.workers if self.num_workers and self.plan.gaps else 0
         return DataLoader(
             self._dataset(workers),
             batch_size=None,  # the dataset makes batches itself, of fixed borders
@@ -71,11 +75,15 @@ class PixelDataModule(LightningDataModule):
         )
 
     def _dataset(self, workers: int) -> PixelDataset:
-        assert self.plan is not None
-        queues = [PlannedQueue(ranges) for ranges in self.plan.shares]
+        assert self.plan is not None and self._counters is not None and self.trainer is not None
+        catalog, rank = Catalog(self.source, self.plan.shards), self.trainer.global_rank
+        queues = [
+            SharedQueue(self.plan, self._counters, rank, worker, catalog.images) for worker in range(self.plan.workers)
+        ]
         ring = self._ring(workers) if workers else None
-        batches = (self.source, self.spec, self.batch_size, self.plan.shards, queues, ring, self.decoding)
-        return PixelDataset(*batches, self.stages)
+        return PixelDataset(
+            self.source, self.spec, self.batch_size, catalog, queues, ring, self.decoding, self.stages
+        )  # fmt: skip
 
     @property
     def _device_type(self) -> str:

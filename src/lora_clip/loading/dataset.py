@@ -7,7 +7,7 @@ and goes on after damage; the stages are iterators over iterators like all of We
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -15,11 +15,12 @@ from torch.utils.data import get_worker_info
 from webdataset import DataPipeline
 
 from lora_clip.errors import DataError
+from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.describe import describe, reject
 from lora_clip.loading.queue import WorkQueue
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.pixels.decode import EXACT, ImageError, prepare
-from lora_clip.sources.base import Shard, Source
+from lora_clip.sources.base import Source
 from lora_clip.types import PixelBatch, PreprocessSpec, RawSample, WorkRange
 
 
@@ -34,7 +35,7 @@ class PixelDataset(DataPipeline):
         source: Source,
         spec: PreprocessSpec,
         batch_size: int,
-        shards: Mapping[int, Shard],
+        catalog: Catalog,
         queues: Sequence[WorkQueue],
         ring: Ring | None = None,
         decoding: str = EXACT,
@@ -42,9 +43,9 @@ class PixelDataset(DataPipeline):
     ) -> None:
         super().__init__(
             WorkRanges(queues),
-            ReadSamples(source, shards),
+            ReadSamples(source, catalog),
             *stages,
-            PixelBatches(spec, batch_size, decoding, ring),
+            PixelBatches(spec, batch_size, decoding, ring, catalog),
         )
 
 
@@ -63,13 +64,13 @@ class WorkRanges:
 class ReadSamples:
     """Work ranges to samples, one for each position, in order."""
 
-    def __init__(self, source: Source, shards: Mapping[int, Shard]) -> None:
-        self.source, self.shards = source, shards
+    def __init__(self, source: Source, catalog: Catalog) -> None:
+        self.source, self.catalog = source, catalog
 
     def __call__(self, ranges: Iterable[WorkRange]) -> Iterator[RawSample]:
         """The samples of all ranges. Raises DataError where a shard has fewer than the plan counted."""
         for work in ranges:
-            shard = self.shards[work.shard]
+            shard = self.catalog[work.shard]
             position = work.start
             for sample in islice(self.source.read(shard, work), work.stop - work.start):
                 assert (sample.shard, sample.position) == (work.shard, position), "a source reads position by position"
@@ -88,8 +89,16 @@ class PixelBatches:
     Images fill a batch from its start; rejected ones take no place, so that what follows the images is padding.
     """
 
-    def __init__(self, spec: PreprocessSpec, batch_size: int, decoding: str = EXACT, ring: Ring | None = None) -> None:
+    def __init__(
+        self,
+        spec: PreprocessSpec,
+        batch_size: int,
+        decoding: str = EXACT,
+        ring: Ring | None = None,
+        catalog: Catalog | None = None,
+    ) -> None:
         self.spec, self.batch_size, self.decoding, self.ring = spec, batch_size, decoding, ring
+        self.catalog = catalog
 
     def __call__(self, samples: Iterable[RawSample]) -> Iterator[PixelBatch]:
         """The batches; `seconds` is the time spent on each, without that spent waiting for a free buffer."""
@@ -107,6 +116,7 @@ class PixelBatches:
             decoded += since - began
             if self._ends(batch, sample.position + 1):
                 batch.seconds = {"read": read, "decode": decoded}
+                self._tell(batch)
                 yield batch
                 batch, read, decoded = None, 0.0, 0.0
                 since = time.perf_counter()
@@ -121,6 +131,12 @@ class PixelBatches:
         pixels_BCHW, slot = self.ring.take(worker.id)
         return SharedBatch(pixels_BCHW, [], [], work, last=False, slot=slot)
 
+    def _tell(self, batch: PixelBatch) -> None:
+        """What the plan did not know of the batch's shard."""
+        if self.catalog is not None:
+            batch.bytes = self.catalog.part(batch.work.shard, batch.bytes)
+            batch.counted = self.catalog.news(batch.work.shard) if batch.last else None
+
     def _ends(self, batch: PixelBatch, stop: int) -> bool:
         """Whether a batch ends before position `stop`; it is padded then."""
         batch.last = stop == batch.work.stop
@@ -130,6 +146,7 @@ class PixelBatches:
         return True
 
     def _add(self, sample: RawSample, batch: PixelBatch) -> None:
+        batch.bytes += len(sample.image)
         if sample.damage is not None:
             batch.rejects.append(reject(sample, "read", sample.damage))
         elif sample.filtered is not None:

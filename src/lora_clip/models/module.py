@@ -58,7 +58,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def _embed(self, output: int, batch: PixelBatch) -> EmbeddedBatch:
         embeddings_BD = self.embedders[output].embed_images(batch.pixels_BCHW).to(self.output_dtype)
-        return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.work, batch.last)
+        return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.work, batch.last, batch.counted)
 
     def _lacking(self, work: WorkRange) -> Collection[int]:
         return range(len(self.checkpoints)) if self._plan is None else self._plan.lacking(work)

@@ -60,7 +60,8 @@ class Monitor(Callback):
         if trainer.is_global_zero:
             if self.opening is not None:
                 print(self.opening(), flush=True)
-            self._bar = Bar(data.plan.images)
+            plan = data.plan
+            self._bar = Bar(plan.images) if plan.counted else Bar(plan.bytes, of_bytes=True)
         assert self._processes is not None
         self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
         rank, roots = trainer.global_rank, [self.roots[output] for output in sorted(data.plan.needed)]

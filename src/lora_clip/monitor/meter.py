@@ -71,6 +71,7 @@ class Meter:
         """Take note of a batch; this is all that the loop itself is charged with."""
         counters = self._counters
         counters.images += len(batch.rows) + len(batch.rejects)
+        counters.bytes += batch.bytes
         counters.rejects += len(batch.rejects)
         counters.batches += 1
         counters.pixels += batch.rows[0].width * batch.rows[0].height if batch.rows else 0

@@ -12,6 +12,7 @@ from lora_clip.io.atomic import write_text
 from lora_clip.output.layout import FORMAT, UNNAMED_FORMAT, check_format
 
 Fingerprint = Mapping[str, Any]
+INPUTS = "inputs.jsonl"
 
 
 def read_fingerprint(root: Path) -> dict[str, Any] | None:
@@ -70,12 +71,12 @@ def flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 def write_inputs(root: Path, shards: Iterable[Mapping[str, Any]]) -> None:
     """Record the shards' ids, names and shapes: ids stay with their shards in later runs, and verify counts by them."""
-    write_text(root / "inputs.jsonl", "".join(json.dumps(shard) + "\n" for shard in shards))
+    write_text(root / INPUTS, "".join(json.dumps(shard) + "\n" for shard in shards))
 
 
 def read_inputs(root: Path) -> list[dict[str, Any]]:
     """The shards of earlier runs, as `write_inputs` recorded them; none for a fresh directory."""
-    path = root / "inputs.jsonl"
+    path = root / INPUTS
     try:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError as error:

@@ -67,8 +67,12 @@ class OutputSession:
             provenance.check_fingerprint(self.root, fingerprint)
 
     def known_inputs(self) -> list[dict[str, Any]]:
-        """The input shards of earlier runs that are to be continued."""
-        return provenance.read_inputs(self.root) if self._continues() else []
+        """The input shards of earlier runs that are to be continued, with what those runs counted."""
+        return self.store.inputs() if self._begun or self._continues() else []
+
+    def rewrite_inputs(self, inputs: Iterable[Mapping[str, Any]]) -> None:
+        """Record the shards anew, now that all of them are counted."""
+        provenance.write_inputs(self.root, inputs)
 
     def _continues(self) -> bool:
         """Whether something is there to go on from: a job that ended before its first commit binds no later one."""

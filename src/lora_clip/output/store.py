@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lora_clip.io.atomic import make_folder, replace_together, storage_error
 from lora_clip.output.layout import COMMIT_ORDER, Layout
 from lora_clip.output.ledger import CommittedRange, Ledger, work_of
+from lora_clip.output.provenance import read_inputs
 from lora_clip.output.snapshot import Snapshot, take_snapshot
 from lora_clip.output.tables import (
     METADATA_SCHEMA,
@@ -71,6 +72,24 @@ class Store(Layout):
         targets = {kind: self.path(kind, work.shard) if final else self.range_path(kind, work) for kind in writers}
         written = self._commit_files(targets, writers)
         return self._commit_line(rank, work, (len(rows), len(rejects)), written, final, seconds)
+
+    def inputs(self) -> list[dict[str, Any]]:
+        """The input's shards as they were recorded, with what runs have counted of them since."""
+        self.ledger.ranges()
+        counted = self.ledger.counted()
+        return [
+            {**line, **found, "wanted": found["images"]}
+            if line.get("images") is None and (found := counted.get(line["id"]))
+            else line
+            for line in read_inputs(self.root)
+        ]
+
+    def note_counted(self, rank: int, shard: Mapping[str, Any]) -> None:
+        """Record what counting a shard told. Raises StorageError where the file system refuses."""
+        try:
+            self.ledger.append_counted(rank, shard)
+        except OSError as error:
+            raise storage_error(self.ledger.folder, error) from error
 
     def assemble(self, rank: int, shard: int, ranges: Sequence[CommittedRange], before: Snapshot) -> CommittedRange:
         """Commit a finished shard from its ranges, which cover it from position 0 in order, and drop them.

@@ -21,7 +21,7 @@ from lora_clip.io.lock import FolderLock
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.store import Store
 from lora_clip.output.tables import is_unit, norms
-from lora_clip.types import EmbeddedBatch, ImageRow, Reject, WorkRange
+from lora_clip.types import UNCOUNTED, EmbeddedBatch, ImageRow, Reject, WorkRange
 
 WAITING_BATCHES = 8
 REJECTS_SHOWN = 3
@@ -40,20 +40,20 @@ class _OpenRange:
 class RangeCommitter:
     """Turns the batches of a rank into committed ranges, and into finished shards where the rank has all of one.
 
-    `targets` counts the wanted positions of each shard; `local` names the shards that this rank finishes alone.
-    `allowed_rejects` is how many rejects the whole run may have.
+    `targets` counts the wanted positions of each shard, as far as they were counted. Of the run's
+    `images`, or of those seen where that was an estimate that proves too low, `max_reject_fraction` may be rejected.
     """
 
     def __init__(
-        self, store: Store, rank: int, targets: Mapping[int, int], local: frozenset[int], allowed_rejects: float
+        self, store: Store, rank: int, targets: Mapping[int, int], images: int, max_reject_fraction: float
     ) -> None:
-        self.store, self.rank, self.targets, self.local = store, rank, targets, local
-        self.allowed_rejects = allowed_rejects
-        self.rejected = 0
+        self.store, self.rank, self.targets = store, rank, dict(targets)
+        self.images, self.max_reject_fraction = images, max_reject_fraction
+        self.seen = self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
         self._open: dict[WorkRange, _OpenRange] = {}
         self._before = store.snapshot()
-        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in local}
+        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in targets}
 
     def add(self, batch: EmbeddedBatch) -> None:
         """Take a batch whose embeddings are on the CPU; its range's last batch commits the range."""
@@ -62,18 +62,27 @@ class RangeCommitter:
         work.embeddings.append(embeddings_ND)
         work.rows += rows
         work.rejects += [*batch.rejects, *failed]
+        self.seen += len(batch.rows) + len(batch.rejects)
         self._count([*batch.rejects, *failed])
+        if batch.counted is not None:
+            self._know(batch.counted)
         if batch.last:
             self._commit(batch.work, self._open.pop(batch.work))
+
+    def _know(self, shard: Mapping[str, Any]) -> None:
+        """Note, before anything of it is committed, what counting a shard told."""
+        if self.targets[shard["id"]] == UNCOUNTED:
+            self.store.note_counted(self.rank, shard)
+            self.targets[shard["id"]] = shard["images"]
 
     def _count(self, rejects: Sequence[Reject]) -> None:
         self.rejected += len(rejects)
         self._latest.extend(rejects)
-        if self.rejected > self.allowed_rejects:
+        if self.rejected > (allowed := self.max_reject_fraction * max(self.images, self.seen)):
             latest = (f"\n  {one.key} (shard {one.shard}): {one.stage}: {one.error[:200]}" for one in self._latest)
             raise TooManyRejectsError(
                 f"{self.rejected:,} images rejected, more than max_reject_fraction allows for this run "
-                f"({int(self.allowed_rejects):,}), such as{''.join(latest)}\n"
+                f"({int(allowed):,}), such as{''.join(latest)}\n"
                 "max_reject_fraction=1 lets the run go on whatever comes"
             )
 
@@ -83,10 +92,11 @@ class RangeCommitter:
         rejects = sorted(gathered.rejects, key=lambda reject: reject.position)
         embeddings_ND = np.concatenate(gathered.embeddings)
         entry = self.store.write(self.rank, work, whole, embeddings_ND, gathered.rows, rejects, seconds)
-        if work.shard in self.local and not whole:
+        if not whole:
             self._finish(work.shard, entry)
 
     def _finish(self, shard: int, entry: CommittedRange) -> None:
+        """Assemble the shard if this rank has the last of it; what several ranks have shared is left to rank 0."""
         ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
         self._ranges[shard] = ranges
         if covers(ranges, self.targets[shard]):
@@ -154,7 +164,7 @@ class EmbeddingWriter(BasePredictionWriter):
             lock.share()
         plan, rank = trainer.datamodule.plan, trainer.global_rank  # type: ignore[attr-defined]
         committers = [
-            RangeCommitter(Store(root), rank, plan.targets, plan.local, self.max_reject_fraction * images)
+            RangeCommitter(Store(root), rank, plan.targets, images, self.max_reject_fraction)
             for root, images in zip(self.output_dirs, plan.images_each, strict=True)
         ]
         self._thread = threading.Thread(target=self._write, args=(committers,), name="writer", daemon=True)

@@ -21,7 +21,7 @@ from lora_clip.sources.expand import expand
 from lora_clip.sources.inventory import PackNotes
 from lora_clip.sources.names import extra_name, image_name
 from lora_clip.sources.tar_headers import Member, members
-from lora_clip.types import RawSample, WorkRange
+from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 KIND = "tar"
 SEEK_POINT_SPACING = 256
@@ -106,12 +106,24 @@ class TarSource:
     image_keys: tuple[str, ...] | None = None
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
-        """The tars in input order, each scanned (headers only) when it is asked for, unless `pack` did that already."""
+        """The tars in input order, counted where an earlier run or `pack` has done that; nothing is read of the others.
+
+        A tar that an earlier run counted and that was touched since is scanned, which tells whether it is the same.
+        """
         packed = PackNotes()
         for shard_id, path, earlier in numbered(expand(self.patterns), known):
-            if earlier is None and self.image_keys is None:
-                earlier = packed.shard(shard_id, Path(path))
-            yield scan(shard_id, path, self.image_keys, earlier)
+            if earlier is not None and earlier.images != UNCOUNTED:
+                yield scan(shard_id, path, self.image_keys, earlier)
+                continue
+            noted = packed.shard(shard_id, Path(path)) if self.image_keys is None else None
+            yield noted or _listed(shard_id, path)
+
+    def count(self, shard: Shard) -> Shard:
+        """The tar, its headers scanned. Raises DataError where it cannot be read, or is not what was listed."""
+        found = scan(shard.id, shard.path, self.image_keys)
+        if TarState.of(found).stamp != TarState.of(shard).stamp:
+            raise DataError(f"{shard.path} was written to since this job began: type the same command again")
+        return found
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
         """The images at the positions of `work`: their bytes, captions and metadata.
@@ -164,6 +176,15 @@ def _index_extras(file: RangeReader) -> dict[str, dict[str, Member]]:
         if (name := extra_name(member.name)) is not None and member.damage is None:
             index[name[0]][name[1]] = member
     return index
+
+
+def _listed(shard_id: int, path: str) -> Shard:
+    """A tar of which only its size is known. Raises DataError where the file cannot be opened."""
+    try:
+        with open_ranges(path) as file:
+            return Shard(shard_id, KIND, path, UNCOUNTED, file.size, "", state=TarState(file.stamp).to_json())
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | None = None) -> Shard:
