@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from helpers.jobs import check_layout, identities, new_folder, snapshot
 from helpers.plans import inventory
+from helpers.queues import taken
 from lora_clip.errors import StorageError, TooManyRejectsError
 from lora_clip.loading.plan import make_plan
 from lora_clip.output.housekeeping import assemble_finished, recover, tidy
@@ -72,11 +73,11 @@ def perform(root: Path, case: dict[str, Any], ranks: int, share: float, seed: in
         for shard, found in recover(store, stock.targets).committed.items()
     }
     plan = make_plan(stock, done, ranks=ranks, workers=case["workers"], batch_size=BATCH)
-    committers = [RangeCommitter(Store(root), rank, plan.targets, plan.local, np.inf) for rank in range(ranks)]
+    committers = [RangeCommitter(Store(root), rank, plan.targets, plan.images, 1) for rank in range(ranks)]
+    ranges = taken(plan, [chance.randrange(20) for _ in range(40)])
     streams = [
-        (rank, [batch for work in works for batch in batches(work, case["bad"])])
-        for rank, workers in enumerate(plan.shares)
-        for works in workers
+        (number // plan.workers, [batch for work in works for batch in batches(work, case["bad"])])
+        for number, works in enumerate(ranges)
     ]
     for _ in range(int(sum(len(stream) for _, stream in streams) * share)):
         rank, stream = chance.choice([one for one in streams if one[1]])
@@ -122,7 +123,7 @@ def test_a_row_that_is_no_unit_vector_is_a_reject() -> None:
     [batch] = batches(WorkRange(0, 0, 4))
     batch.embeddings_BD[1] = float("nan")
     batch.embeddings_BD[2] *= 1.5
-    RangeCommitter(store, 0, {0: 4}, frozenset({0}), np.inf).add(batch)
+    RangeCommitter(store, 0, {0: 4}, 4, 1).add(batch)
     tidy(store)
     check_layout(store.root, rows=2, rejects=2)
     rejects = pq.read_table(store.path("rejects", 0)).to_pydict()
@@ -138,7 +139,7 @@ def test_what_the_writer_lets_pass_verification_lets_pass(dtype: torch.dtype, to
     embeddings_BD[:, 1] = torch.tensor([1 + off * tolerance for off in offs])
     rows = [ImageRow("p", str(one), 0, one, 1, 1, None, None, None) for one in range(len(offs))]
     work = WorkRange(0, 0, len(offs))
-    committer = RangeCommitter(store, 0, {0: len(offs)}, frozenset({0}), np.inf)
+    committer = RangeCommitter(store, 0, {0: len(offs)}, len(offs), 1)
     committer.add(EmbeddedBatch(embeddings_BD.to(dtype), rows, [], work, True))
     verdict = verify(store.root, {0: len(offs)})
     assert verdict.problems == []
@@ -148,7 +149,7 @@ def test_what_the_writer_lets_pass_verification_lets_pass(dtype: torch.dtype, to
 
 def test_too_many_rejects_end_the_run_and_say_why() -> None:
     store = Store(new_folder())
-    committer = RangeCommitter(store, 0, {0: 40}, frozenset({0}), 2)
+    committer = RangeCommitter(store, 0, {0: 40}, 40, 0.05)
     first, *others = batches(WorkRange(0, 0, 40), frozenset({(0, 1), (0, 2), (0, 5)}))
     committer.add(first)
     with pytest.raises(
