@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -122,7 +124,10 @@ def check_faithful(base: Path, adapter: Path, kind: str, trained: Path | None = 
 def test_embeddings_are_those_of_the_class_trained_on(
     base: Path, tmp_path: Path, kind: str, name: str, lora: dict[str, Any]
 ) -> None:
-    check_faithful(base, save_adapter(tmp_path / "adapter", base, kind, **lora), kind)
+    adapter = save_adapter(tmp_path / "adapter", base, kind, **lora)
+    if kind == "CLIPVisionModel" and "task_type" in lora:  # PEFT writes no class then, and both towers have these names
+        edit_config(adapter / "adapter_config.json", auto_mapping={"base_model_class": kind})
+    check_faithful(base, adapter, kind)
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"target_modules": "all-linear"}, {"bias": "all"}])
@@ -230,6 +235,54 @@ def test_text_tower_adapter_never_lands_in_the_vision_tower(base: Path, tmp_path
     adapter = save_adapter(tmp_path / "adapter", base, "CLIPTextModel")
     with pytest.raises(AdapterError, match=r"CLIPTextModel.*only the text tower"):
         load(base, adapter)
+
+
+INNER = {"CLIPVisionModel": "", "CLIPTextModel": "", "CLIPEncoder": "encoder."}
+"""What an adapter within a tower is saved from, and where its names begin."""
+
+
+@pytest.mark.parametrize("kind", INNER)
+def test_an_adapter_that_fits_both_towers_says_which_it_is_for(base: Path, tmp_path: Path, kind: str) -> None:
+    """PEFT writes no class where a task was given (FEATURE_EXTRACTION); the towers of this base have equal shapes."""
+    whole: Any = load_class("CLIPModel", base)
+    tower = whole.text_model if kind == "CLIPTextModel" else whole.vision_model
+    trained = tower.encoder if kind == "CLIPEncoder" else tower
+    config = LoraConfig(r=4, target_modules=["q_proj", "fc1"], task_type="FEATURE_EXTRACTION")
+    adapter = save_trained(tmp_path / "adapter", trained, config)
+    with torch.inference_mode():
+        expected_BD = whole.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
+    assert "auto_mapping" not in load_json(adapter) or load_json(adapter)["auto_mapping"] is None
+    for ask in (lambda one: one.images, lambda one: one.texts):
+        with pytest.raises(
+            AdapterError, match=r"fits the vision tower and the text tower.*add to its adapter_config"
+        ) as e:
+            ask(MergedEmbedder(find_checkpoint(str(base), str(adapter))))
+    vision, text = re.findall(r'"auto_mapping": (\{.*?\})', str(e.value))
+    edit_config(adapter / "adapter_config.json", auto_mapping=json.loads(text))
+    with pytest.raises(AdapterError, match="only the text tower"):
+        load(base, adapter)
+    edit_config(adapter / "adapter_config.json", auto_mapping=json.loads(vision))
+    assert load(base, adapter).note is None
+    if kind != "CLIPTextModel":
+        assert lowest_cosine(embed(base, adapter), expected_BD) >= 0.9999
+
+
+def test_a_class_that_both_towers_have_is_noted(base: Path, tmp_path: Path) -> None:
+    whole: Any = load_class("CLIPModel", base)
+    adapter = save_trained(tmp_path / "adapter", whole.vision_model.encoder, LoraConfig(r=4, target_modules=["fc1"]))
+    assert "trained on a CLIPEncoder, which both towers have" in (load(base, adapter).note or "")
+
+
+def test_an_adapter_that_fits_one_tower_alone_needs_no_class(tmp_path: Path) -> None:
+    """The text tower is of another width, as in every published CLIP."""
+    base = save_base(tmp_path / "base", text_width=16)
+    adapter = save_adapter(tmp_path / "adapter", base, "CLIPVisionModel", task_type="FEATURE_EXTRACTION")
+    check_faithful(base, adapter, "CLIPVisionModel")
+    assert load(base, adapter).note is None
+
+
+def load_json(adapter: Path) -> dict[str, Any]:
+    return json.loads((adapter / "adapter_config.json").read_text())
 
 
 def save_kind(folder: Path, base: Path, kind: str, trained_on: str, **config: Any) -> Path:

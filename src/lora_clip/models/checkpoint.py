@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
+from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
 
-BASE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.index.json")
+BASE_FILES = (
+    OPEN_CLIP_CONFIG,
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.safetensors",
+    "*.index.json",
+)
 TOKENIZER_FILES = (
     *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HUB = "hf-hub:"
+"""What open_clip writes before the name of a repository."""
 CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
 
@@ -143,7 +153,7 @@ def _beside(adapter_folder: Path, name: str) -> str:
 def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder: Path) -> str | None:
     """A note where the given base has another name than the adapter's own; an error where its weights differ."""
     own = Path(_beside(adapter_folder, trained_on))
-    if base == trained_on or own.resolve() == base_folder.resolve():
+    if base.removeprefix(HUB) == trained_on.removeprefix(HUB) or own.resolve() == base_folder.resolve():
         return None
     if not any(own.glob("*.safetensors")):
         return f"the adapter names its base {trained_on!r}; using {base!r} as you say"
@@ -156,6 +166,7 @@ def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder
 
 
 def _base_folder(name: str) -> Path:
+    name = name.removeprefix(HUB)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
@@ -167,19 +178,20 @@ def _base_folder(name: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}"
+            f"{_open_clip(folder)}"
         )
-    if not (folder / "config.json").is_file():
+    if not config_file(folder).is_file():
         raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}{_open_clip(folder)}")
     return folder
 
 
 def _open_clip(folder: Path) -> str:
-    """What to do about open_clip's files, where a folder holds them."""
+    """What to do about open_clip's files, where a folder holds a part of them."""
     if not any(folder.glob("open_clip*")):
         return ""
     return (
-        ". These are open_clip's own files, which are not read here: take the same model in transformers' form "
-        "(such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K)"
+        f". Of open_clip's files {OPEN_CLIP_CONFIG} and open_clip_model.safetensors are read. Where there is only a "
+        ".bin, convert it once: docs/models.md has the lines"
     )
 
 
@@ -247,7 +259,7 @@ def digests(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.is_sum:
         weighted = [{"weight": part.weight, **one} for part, one in zip(checkpoint.parts, each, strict=True)]
         adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"], one["weight"]))}
-    return {"base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")}, "adapter": adapter}
+    return {"base": {"weights": weights_digest(base), "config": file_digest(config_file(base))}, "adapter": adapter}
 
 
 def _adapter_digests(folder: Path) -> dict[str, Any]:
