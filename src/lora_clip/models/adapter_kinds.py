@@ -67,7 +67,7 @@ def read_config(folder: Path) -> PeftConfig:
             f"adapter {folder} uses {', '.join(unknown)}, which this PEFT does not know: pip install -U peft"
         )
     with peft_at_work(f"adapter {folder}: its adapter_config.json is not one that PEFT accepts"):
-        return config_class.from_pretrained(str(folder))
+        return config_class(**found) if folder.is_file() else config_class.from_pretrained(str(folder))
 
 
 def trained_on(config: Mapping[str, Any]) -> str:

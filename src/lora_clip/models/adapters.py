@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lora_clip.errors import AdapterError
+from lora_clip.models.adapter_clip_lora import is_of_clip_lora, weights_of
 from lora_clip.models.adapter_kinds import (
     MERGE_YOURSELF,
     USE_BASE,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
     from lora_clip.models.generic import Family
+
+
+FILE = "adapter_model.safetensors"
 
 
 def attach(family: Family, vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
@@ -137,8 +141,8 @@ def merge(model: PeftModel, folder: Path) -> None:
 def _read(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
     """An adapter's config and weights, under the names that PEFT and transformers use today."""
     config = read_config(folder)
-    with peft_at_work(f"adapter {folder}: adapter_model.safetensors cannot be read"):
-        weights = plain_names(load_file(folder / "adapter_model.safetensors"))
+    with peft_at_work(f"adapter {folder}: {FILE} cannot be read"):
+        weights = weights_of(folder) if is_of_clip_lora(folder) else plain_names(load_file(folder / FILE))
     return as_transformers(config, weights, folder) if is_of_open_clip(weights) else (config, weights)
 
 

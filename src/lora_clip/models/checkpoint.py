@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
+from lora_clip.models.adapter_clip_lora import CONVERT, config_of, is_of_clip_lora
 from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
 
 BASE_FILES = (
@@ -109,7 +110,9 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter's `adapter_config.json`. Raises AdapterError where it is not one."""
+    """An adapter's `adapter_config.json`, or what stands for it. Raises AdapterError where it is not one."""
+    if is_of_clip_lora(folder):
+        return config_of(folder)
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text())
@@ -197,11 +200,13 @@ def _open_clip(folder: Path) -> str:
 
 def _adapter_folder(name: str) -> Path:
     folder = Path(name).expanduser()
+    if is_of_clip_lora(folder):
+        return folder
     if folder.is_file():
         raise AdapterError(
             f"adapter {name} is a file, and a folder of adapter_config.json and adapter_model.safetensors is expected, "
-            "as PEFT's save_pretrained makes it. What loralib or CLIP-LoRA saved (.pt) is a pickle, which could run "
-            "anything: docs/adapters.md has the lines that turn it into such a folder"
+            "as PEFT's save_pretrained makes it. Where it is CLIP-LoRA's .pt, a pickle, which could run anything, "
+            f"these lines, as a script, turn it into a .safetensors that is read (convert.py {name}):\n{CONVERT}"
         )
     if not folder.is_dir():
         folder = _download(name, ADAPTER_FILES, "model.adapter")
@@ -258,11 +263,13 @@ def digests(checkpoint: Checkpoint) -> dict[str, Any]:
     adapter: dict[str, Any] | None = each[0] if each else None
     if checkpoint.is_sum:
         weighted = [{"weight": part.weight, **one} for part, one in zip(checkpoint.parts, each, strict=True)]
-        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"], one["weight"]))}
+        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"] or "", one["weight"]))}
     return {"base": {"weights": weights_digest(base), "config": file_digest(config_file(base))}, "adapter": adapter}
 
 
 def _adapter_digests(folder: Path) -> dict[str, Any]:
+    if is_of_clip_lora(folder):
+        return {"weights": file_digest(folder), "config": None}
     return {
         "weights": file_digest(folder / "adapter_model.safetensors"),
         "config": file_digest(folder / "adapter_config.json"),
