@@ -30,6 +30,7 @@ from lora_clip.models.adapter_kinds import (
     trained_on,
 )
 from lora_clip.models.adapter_layout import PREFIX, find_root, fits_both, is_in, plain_names, without_head
+from lora_clip.models.adapter_older import as_today
 from lora_clip.models.adapter_open_clip import as_transformers, is_of_open_clip
 from lora_clip.models.adapter_sums import summary_of_sum
 from lora_clip.models.checkpoint import Checkpoint, read_adapter_config
@@ -50,7 +51,7 @@ def attach(family: Family, vision: nn.Module, folder: Path) -> tuple[PeftModel, 
     adapter without any weight that touches images.
     """
     config, every = _read(folder)
-    weights = _image_weights(family, every, folder)
+    config, weights = as_today(vision, config, _image_weights(family, every, folder))
     if is_shared(config) and not _is_of_vision_alone(family, every, folder):
         raise AdapterError(
             f"adapter {folder} is of type {kind_of(config)}, whose layers share what depends on all of them, and it "
