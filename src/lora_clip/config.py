@@ -94,8 +94,8 @@ ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL,
 Adapters = Annotated[
     Any,
     Takes(
-        "a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of names and null",
-        either(NULL, is_name, is_sum, some_of(either(NULL, is_name))),
+        "a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of these",
+        either(NULL, is_name, is_sum, some_of(either(NULL, is_name, is_sum))),
     ),
 ]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
@@ -153,7 +153,7 @@ class Model:
     adapter: Annotated[
         Adapters,
         "an adapter: hub name (name@revision) or folder; {a: 0.7, b: 0.3} a weighted sum; null: the base model alone; "
-        "[a,b,null]: each image is read once and embedded with each, an output each below output_dir",
+        "[a,{a: 0.7, b: 0.3},null]: each image is read once and embedded with each, an output each below output_dir",
         "the demo's",
     ] = MISSING
     dtype: Annotated[

@@ -13,7 +13,7 @@ An image's identity is (shard, position): the shard's id and the image's ordinal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class PreprocessSpec:
 
     Sizes in pixels; `resize` None leaves the size as it is. `interpolation` is the name of one of Pillow's filters.
     `orientation` is what is done with the EXIF tag: `ignore`, as transformers' processors do, or `exif`: turn upright.
+    As open_clip has it: `longest`, the resize is that of the longest edge; `centre`, where half a pixel of the crop is
+    rounded (`floor`, transformers', or `round`, torchvision's).
     """
 
     resize: int | tuple[int, int] | None
@@ -105,11 +107,13 @@ class PreprocessSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     orientation: str = "ignore"
+    longest: bool = False
+    centre: str = "floor"
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values, for the fingerprint; `orientation` only where it is not the default."""
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return values if self.orientation != "ignore" else {k: v for k, v in values.items() if k != "orientation"}
+        """The spec as plain JSON values, for the fingerprint; what has a default only where it is something else."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
 
 
 @dataclass(slots=True)

@@ -147,7 +147,7 @@ def test_help_fits_a_screen_of_100_columns() -> None:
 
 # --- What is typed wrong -----------------------------------------------------------------------------------------
 
-ADAPTERS = "give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of names and null"
+ADAPTERS = "give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of these"
 REFUSED = {
     "data.batch_size=abc": "data.batch_size=abc: give a number of images, 1 or more, or auto",
     "data.batch_size=0": "data.batch_size=0: give a number of images, 1 or more, or auto",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
 from helpers.families import BERT, CASES, SQUASH, VISION, Case, both
-from helpers.models import edit_config, lowest_cosine, random_pixels, save_base
+from helpers.models import edit_config, edit_weights, lowest_cosine, random_pixels, save_base
 from lora_clip.errors import ModelError
 from lora_clip.models import base as registry
 from lora_clip.models.checkpoint import find_checkpoint
@@ -95,6 +98,53 @@ def test_a_familys_adapter_is_merged(name: str, tower: bool, bases: dict[str, Pa
     if tower and case.vision is None:
         pytest.skip("the tower is the whole")
     check(case, bases[name], case.save_adapter(tmp_path / "adapter", bases[name], tower), tower)
+
+
+OLDER = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense"}
+"""An attention's modules today, and as DINOv2 had them until transformers 5."""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["query", "value", "dense"],
+        ["attention.attention.query", "attention.attention.value", "attention.output.dense"],
+        r".*layer\.\d+\.attention\.(attention\.(query|value)|output\.dense)",
+        {"query", "value", "output.dense"},
+    ],
+)
+@pytest.mark.parametrize("name", ["dinov2", pytest.param("dinov2_with_registers", marks=pytest.mark.slow)])
+def test_dinov2s_adapters_of_older_transformers(bases: dict[str, Path], tmp_path: Path, name: str, said: Any) -> None:
+    """The same adapter under both names, with an alpha of its own for some layers."""
+    case = replace(CASES[name], targets=["q_proj", "v_proj", "o_proj"])
+    adapter = case.save_adapter(tmp_path / "adapter", bases[name])
+    edit_config(adapter / "adapter_config.json", alpha_pattern={"v_proj": 16})
+    check(case, bases[name], adapter)
+    today = embedder_of(bases[name], adapter)
+
+    def older(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {re.sub(r"[qkvo]_proj", lambda new: OLDER[new[0]], one): weight for one, weight in weights.items()}
+
+    edit_weights(adapter, older)
+    targets = sorted(said) if isinstance(said, set) else said
+    edit_config(adapter / "adapter_config.json", target_modules=targets, alpha_pattern={"value": 16})
+    with torch.inference_mode():
+        pixels_BCHW = random_pixels(4, today.spec.crop[0])
+        found_BD = embedder_of(bases[name], adapter).embed_images(pixels_BCHW)
+        assert torch.equal(found_BD, today.embed_images(pixels_BCHW))
+
+
+def test_dinov3s_adapters_of_older_transformers(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Its layers were in the tower itself."""
+    base = bases["dinov3_vit"]
+    adapter = CASES["dinov3_vit"].save_adapter(tmp_path / "adapter", base)
+    pixels_BCHW = random_pixels(4, 32)
+    with torch.inference_mode():
+        expected_BD = embedder_of(base, adapter).embed_images(pixels_BCHW)
+        edit_weights(
+            adapter, lambda weights: {one.replace(".model.model.", ".model."): weights[one] for one in weights}
+        )
+        assert torch.equal(embedder_of(base, adapter).embed_images(pixels_BCHW), expected_BD)
 
 
 @pytest.mark.usefixtures("example")

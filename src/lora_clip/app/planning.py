@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_clip.app.outputs import Output
+from lora_clip.app.outputs import Output, as_typed
 from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
 from lora_clip.loading.catalog import RecordedShards
@@ -175,7 +175,7 @@ def _same(one: Inventory, other: Inventory) -> bool:
 
 
 def _adapters(surveys: Sequence[Survey]) -> str:
-    return ",".join(str(one.output.checkpoint.adapter or "null") for one in surveys)
+    return ",".join(as_typed(one.output.checkpoint.adapter) for one in surveys)
 
 
 def records(shards: Iterable[tuple[int, Shard]], wanted: Mapping[int, int]) -> Iterator[dict[str, Any]]:

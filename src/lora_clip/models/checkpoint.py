@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
+from lora_clip.models.adapter_clip_lora import CONVERT, config_of, is_of_clip_lora
+from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
 
-BASE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.index.json")
+BASE_FILES = (
+    OPEN_CLIP_CONFIG,
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.safetensors",
+    "*.index.json",
+)
 TOKENIZER_FILES = (
     *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HUB = "hf-hub:"
+"""What open_clip writes before the name of a repository."""
 CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 
 
@@ -99,7 +110,9 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter's `adapter_config.json`. Raises AdapterError where it is not one."""
+    """An adapter's `adapter_config.json`, or what stands for it. Raises AdapterError where it is not one."""
+    if is_of_clip_lora(folder):
+        return config_of(folder)
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text())
@@ -143,7 +156,7 @@ def _beside(adapter_folder: Path, name: str) -> str:
 def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder: Path) -> str | None:
     """A note where the given base has another name than the adapter's own; an error where its weights differ."""
     own = Path(_beside(adapter_folder, trained_on))
-    if base == trained_on or own.resolve() == base_folder.resolve():
+    if base.removeprefix(HUB) == trained_on.removeprefix(HUB) or own.resolve() == base_folder.resolve():
         return None
     if not any(own.glob("*.safetensors")):
         return f"the adapter names its base {trained_on!r}; using {base!r} as you say"
@@ -156,6 +169,7 @@ def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder
 
 
 def _base_folder(name: str) -> Path:
+    name = name.removeprefix(HUB)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
@@ -167,29 +181,32 @@ def _base_folder(name: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}"
+            f"{_open_clip(folder)}"
         )
-    if not (folder / "config.json").is_file():
+    if not config_file(folder).is_file():
         raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}{_open_clip(folder)}")
     return folder
 
 
 def _open_clip(folder: Path) -> str:
-    """What to do about open_clip's files, where a folder holds them."""
+    """What to do about open_clip's files, where a folder holds a part of them."""
     if not any(folder.glob("open_clip*")):
         return ""
     return (
-        ". These are open_clip's own files, which are not read here: take the same model in transformers' form "
-        "(such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K)"
+        f". Of open_clip's files {OPEN_CLIP_CONFIG} and open_clip_model.safetensors are read. Where there is only a "
+        ".bin, convert it once: docs/models.md has the lines"
     )
 
 
 def _adapter_folder(name: str) -> Path:
     folder = Path(name).expanduser()
+    if is_of_clip_lora(folder):
+        return folder
     if folder.is_file():
         raise AdapterError(
             f"adapter {name} is a file, and a folder of adapter_config.json and adapter_model.safetensors is expected, "
-            "as PEFT's save_pretrained makes it. What loralib or CLIP-LoRA saved (.pt) is a pickle, which could run "
-            "anything: docs/adapters.md has the lines that turn it into such a folder"
+            "as PEFT's save_pretrained makes it. Where it is CLIP-LoRA's .pt, a pickle, which could run anything, "
+            f"these lines, as a script, turn it into a .safetensors that is read (convert.py {name}):\n{CONVERT}"
         )
     if not folder.is_dir():
         folder = _download(name, ADAPTER_FILES, "model.adapter")
@@ -246,11 +263,13 @@ def digests(checkpoint: Checkpoint) -> dict[str, Any]:
     adapter: dict[str, Any] | None = each[0] if each else None
     if checkpoint.is_sum:
         weighted = [{"weight": part.weight, **one} for part, one in zip(checkpoint.parts, each, strict=True)]
-        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"], one["weight"]))}
-    return {"base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")}, "adapter": adapter}
+        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"] or "", one["weight"]))}
+    return {"base": {"weights": weights_digest(base), "config": file_digest(config_file(base))}, "adapter": adapter}
 
 
 def _adapter_digests(folder: Path) -> dict[str, Any]:
+    if is_of_clip_lora(folder):
+        return {"weights": file_digest(folder), "config": None}
     return {
         "weights": file_digest(folder / "adapter_model.safetensors"),
         "config": file_digest(folder / "adapter_config.json"),

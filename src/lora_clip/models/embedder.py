@@ -16,7 +16,7 @@ from torch.nn import functional
 from lora_clip.errors import AdapterError, ModelError
 from lora_clip.models.adapter_kinds import USE_BASE, AdapterSummary, peft_at_work
 from lora_clip.models.adapter_sums import merge_sum, summary_of_sum
-from lora_clip.models.adapters import attach, merge
+from lora_clip.models.adapters import attach, check_towers, merge
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, Part
 from lora_clip.models.compute import Compute
@@ -51,6 +51,7 @@ class MergedEmbedder:
     def texts(self) -> TextEncoder | None:
         """The text tower with its tokenizer; None where the checkpoint has none."""
         base, adapter = self.checkpoint.base_folder, self.checkpoint.adapter_folder
+        check_towers(self.family, self.checkpoint)
         return TextEncoder(self.family, base, adapter, self.checkpoint.parts) if self.family.has_text(base) else None
 
     @property
@@ -82,6 +83,12 @@ def load_images(family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, co
 
     Raises ModelError or AdapterError, also where the network that would run differs from the unmerged model.
     """
+    noted = check_towers(family, checkpoint)
+    loaded = _load_images(family, checkpoint, spec, compute)
+    return replace(loaded, note="; ".join(filter(None, (loaded.note, noted))) or None)
+
+
+def _load_images(family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, compute: Compute) -> LoadedImages:
     note = family.note
     if family.accelerator is not None:
         try:
