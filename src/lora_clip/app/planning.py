@@ -12,7 +12,7 @@ from lora_clip.app.outputs import Output
 from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
-from lora_clip.models.checkpoint import digests
+from lora_clip.models.checkpoint import digests, tokenizer_digest
 from lora_clip.output.session import OutputSession
 from lora_clip.sources.base import Shard, Source
 from lora_clip.types import PreprocessSpec
@@ -82,6 +82,8 @@ def fingerprint_of(output: Output, spec: PreprocessSpec, data: DictConfig, setti
         "output_dtype": settings.output_dtype,
         "image_key": _value(data.image_key),
     }
+    if settings.texts:
+        fingerprint |= {"embed": ["image", "text"], "tokenizer": tokenizer_digest(output.checkpoint.base_folder)}
     return fingerprint | ({"stages": _value(data.stages)} if data.get("stages") else {})
 
 
