@@ -69,6 +69,12 @@ def is_share(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def is_embed(value: Any) -> bool:
+    """Accepts image, or a list of image and perhaps text."""
+    kinds = [value] if isinstance(value, str) else value
+    return isinstance(kinds, list) and kinds in (["image"], ["image", "text"], ["text", "image"])
+
+
 def is_sum(value: Any) -> bool:
     """Accepts mappings of a name to a number, as {a: 0.7, b: 0.3}."""
     numbers = isinstance(value, dict) and all(type(one) in (int, float) and isfinite(one) for one in value.values())
@@ -97,6 +103,9 @@ Adapters = Annotated[
         "a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of these",
         either(NULL, is_name, is_sum, some_of(either(NULL, is_name, is_sum))),
     ),
+]
+Embedded = Annotated[
+    Any, Takes("image or [image,text] (texts alone, a file with one a line: lora-clip embed-text FILE)", is_embed)
 ]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
@@ -191,6 +200,9 @@ class Config:
     output: Output = field(default_factory=Output)
     # a dict, because it is open to every argument of Lightning's
     trainer: dict[str, Any] = field(default_factory=lambda: asdict(Trainer()), metadata={"group": Trainer})
+    embed: Annotated[Embedded, "what is embedded; [image,text]: captions too, into text_emb/"] = field(
+        default_factory=lambda: ["image"]
+    )
     output_dir: Annotated[Folder, "where the embeddings go; in a sweep each point gets a folder of its own below"] = (
         "outputs"
     )

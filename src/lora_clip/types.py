@@ -78,6 +78,11 @@ class ImageRow:
     url: str | None
     metadata: str | None
 
+    @property
+    def text(self) -> str:
+        """The caption as a text to embed and to ask for; empty where there is none."""
+        return (self.caption or "").strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:
@@ -148,7 +153,10 @@ class PixelBatch:
 
 @dataclass(slots=True)
 class EmbeddedBatch:
-    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included."""
+    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included.
+
+    `texts_BD` are those of its captions, in the same places; None where only images are embedded.
+    """
 
     embeddings_BD: torch.Tensor
     rows: list[ImageRow]
@@ -156,3 +164,4 @@ class EmbeddedBatch:
     work: WorkRange
     last: bool
     counted: Mapping[str, Any] | None = None
+    texts_BD: torch.Tensor | None = None

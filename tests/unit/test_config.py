@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
-    "output_dir": "outputs", "resume": True, "index": False, "max_reject_fraction": 0.5,
+    "embed": ["image"], "output_dir": "outputs", "resume": True, "index": False, "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
 """What scripts and other people's sweeps rely on."""
@@ -170,6 +170,11 @@ REFUSED = {
     "model.adapter=[a,3]": f"model.adapter=[a,3]: {ADAPTERS}",
     "model.compile=7": "model.compile=7: give true or false",
     "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
+    "embed=text": "embed=text: give image or [image,text] (texts alone, a file with one a line: lora-clip embed-text "
+    "FILE)",
+    "embed=[text]": "embed=[text]: give image or [image,text]",
+    "embed=[image,image]": "embed=[image,image]: give image or [image,text]",
+    "embed=null": "embed=null: give image or [image,text]",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",
     "output_dir=": "output_dir=: give a folder",
     "output_dir=2024_10_05": "output_dir=20241005: give a folder; a name that reads as a number in two "
@@ -211,7 +216,8 @@ def test_a_mistake_is_told_with_what_to_type(typed: str) -> None:
         "data.image_key=jpg", "data.image_key=[jpg,png]", "data.shards=[/a,/b]", "data.stages=[mine.stages:keep]",
         "data.batch_size=7", "data.num_workers=0", "max_reject_fraction=1", "max_reject_fraction=0",
         "model.compile=true", 'output_dir="2024_10_05"', "trainer.devices=[0,1]", "+trainer.log_every_n_steps=3",
-        "model.adapter=/a", "data=folder", "+data.of_my_source=3",
+        "embed=image", "embed=[image]", "embed=[image,text]", "embed=[text,image]", "model.adapter=/a", "data=folder",
+        "+data.of_my_source=3",
     ],
 )  # fmt: skip
 def test_what_a_key_takes_is_accepted(typed: str) -> None:

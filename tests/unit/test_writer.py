@@ -46,7 +46,8 @@ def batches(work: WorkRange, bad: frozenset[tuple[int, int]] = frozenset()) -> l
             for position in range(start, stop)
             if (work.shard, position) in bad
         ]
-        made.append(EmbeddedBatch(embeddings_BD, rows, rejects, work, stop == work.stop))
+        texts_BD = -embeddings_BD[: len(rows)]
+        made.append(EmbeddedBatch(embeddings_BD, rows, rejects, work, stop == work.stop, texts_BD=texts_BD))
     return made
 
 
@@ -109,6 +110,7 @@ def test_every_image_exactly_once(case: dict[str, Any]) -> None:
         ):
             vector = np.random.default_rng((shard, position)).normal(size=WIDTH)
             np.testing.assert_allclose(row, vector / np.linalg.norm(vector), atol=1e-5)
+        np.testing.assert_array_equal(-np.load(npy), np.load(str(npy).replace("img_emb", "text_emb")))
 
 
 def check_layout_of(root: Path, rows: int, rejects: int) -> None:
@@ -122,12 +124,14 @@ def test_a_row_that_is_no_unit_vector_is_a_reject() -> None:
     store = Store(new_folder())
     [batch] = batches(WorkRange(0, 0, 4))
     batch.embeddings_BD[1] = float("nan")
-    batch.embeddings_BD[2] *= 1.5
+    assert batch.texts_BD is not None
+    batch.texts_BD[2] *= 1.5
     RangeCommitter(store, 0, {0: 4}, 4, 1).add(batch)
     tidy(store)
     check_layout(store.root, rows=2, rejects=2)
     rejects = pq.read_table(store.path("rejects", 0)).to_pydict()
     assert rejects["position"] == [1, 2] and rejects["stage"] == ["encode"] * 2
+    assert rejects["error"][0] == "the embedding's norm is nan"
     assert identities(store.root) == [(0, position) for position in range(4)]
 
 
@@ -234,10 +238,12 @@ def test_what_comes_from_a_device_is_waited_for_before_it_is_written(monkeypatch
     monkeypatch.setattr(torch.cuda, "Event", stream.event)
     save(plain, made, {0: 30})
     for batch in made:
+        assert batch.texts_BD is not None
         batch.embeddings_BD = batch.embeddings_BD.as_subclass(OnDevice)
-        batch.embeddings_BD.stream = stream
+        batch.texts_BD = batch.texts_BD.as_subclass(OnDevice)
+        batch.embeddings_BD.stream = batch.texts_BD.stream = stream
     save(root, made, {0: 30})
-    assert len(stream.queued) == len(made) and snapshot(root) == snapshot(plain)
+    assert len(stream.queued) == 2 * len(made) and snapshot(root) == snapshot(plain)
 
 
 def test_what_comes_from_another_kind_of_device_is_copied_at_once() -> None:

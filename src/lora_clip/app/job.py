@@ -12,9 +12,10 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from lora_clip.app import launch
-from lora_clip.app.outputs import Output, find_outputs, shared_spec
+from lora_clip.app.outputs import Output, find_outputs, require_texts, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
+from lora_clip.config import read
 from lora_clip.diagnose import summary
 from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import PixelDataModule
@@ -47,6 +48,8 @@ def run(config: DictConfig) -> None:
     monitor, writer = Monitor(roots), EmbeddingWriter(roots, config.max_reject_fraction)
     trainer = launch.build_trainer(config.trainer, monitor.around(writer))
     spec, settings = shared_spec(outputs, config.data.orientation), resolve_settings(config, trainer)
+    if settings.texts:
+        require_texts(outputs)
     source, stages = open_source(config.data), load_stages(config.data.get("stages"))
     data = PixelDataModule(source, spec, settings.batch_size, settings.workers, settings.decoding, stages)
     embedder = build_embedder(outputs, settings, config.model.compile)
@@ -86,13 +89,15 @@ def resolve_settings(config: DictConfig, trainer: pl.Trainer) -> summary.Setting
         config.data.decode,
         resolve_dtype(config.model.dtype, device.type),
         config.output.dtype,
+        "text" in read(config, "embed"),
     )
 
 
 def build_embedder(outputs: Sequence[Output], settings: summary.Settings, compile_model: bool) -> EmbeddingModule:
     """The LightningModule of the job."""
     compute = Compute(settings.dtype, batch_size=settings.batch_size, compile=compile_model)
-    return EmbeddingModule([output.checkpoint for output in outputs], compute, DTYPES[settings.output_dtype])
+    checkpoints = [output.checkpoint for output in outputs]
+    return EmbeddingModule(checkpoints, compute, DTYPES[settings.output_dtype], settings.texts)
 
 
 def opening(job: Job, embedder: EmbeddingModule) -> str:

@@ -48,6 +48,18 @@ def find_outputs(config: DictConfig) -> list[Output]:
     return [Output(name, root / name, one) for name, one in zip(names, checkpoints, strict=True)]
 
 
+def require_texts(outputs: Sequence[Output]) -> None:
+    """Raises ModelError where a model cannot embed captions: it has no text tower, or no tokenizer."""
+    for base, folder in {one.checkpoint.base: one.checkpoint.base_folder for one in outputs}.items():
+        family = find_family(folder)
+        if not family.has_text(folder):
+            raise ModelError(
+                f"embed=[image,text]: base {base} has no text tower to embed captions with. "
+                "embed=image embeds the images alone"
+            )
+        family.load_tokenizer(folder)
+
+
 def names_of(adapters: Sequence[Adapter]) -> list[str]:
     """What each output is called: the last part of its adapter's folder or hub name, with more where those are equal.
 

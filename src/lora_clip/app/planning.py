@@ -13,7 +13,7 @@ from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
 from lora_clip.loading.catalog import RecordedShards
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
-from lora_clip.models.checkpoint import digests
+from lora_clip.models.checkpoint import digests, tokenizer_digest
 from lora_clip.output.provenance import INPUTS
 from lora_clip.output.session import OutputSession
 from lora_clip.sources.base import Shard, Source, counted
@@ -93,6 +93,8 @@ def fingerprint_of(output: Output, spec: PreprocessSpec, data: DictConfig, setti
         "output_dtype": settings.output_dtype,
         "image_key": _value(data.image_key),
     }
+    if settings.texts:
+        fingerprint |= {"embed": ["image", "text"], "tokenizer": tokenizer_digest(output.checkpoint.base_folder)}
     return fingerprint | ({"stages": _value(data.stages)} if data.get("stages") else {})
 
 

@@ -42,7 +42,7 @@ RANK_COLUMNS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How the job is run; `batch_size` is per rank, `workers` are per rank."""
+    """How the job is run; `batch_size` is per rank, `workers` are per rank; `texts`: captions are embedded too."""
 
     ranks: int
     workers: int
@@ -50,6 +50,7 @@ class Settings:
     decoding: str
     dtype: torch.dtype
     output_dtype: str
+    texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class NamedModel:
 
 def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Sequence[NamedModel]) -> str:
     """What will be done, in a line, and one more for each of several outputs; notes that a user may act on."""
-    what = f"{_of_plan(plan, inventory)} in {count_of(len(plan.targets), 'shard')}"
+    texts = " and their captions" if settings.texts else ""
+    what = f"{_of_plan(plan, inventory)}{texts} in {count_of(len(plan.targets), 'shard')}"
     several = [] if len(outputs) == 1 else _outputs_table(outputs, inventory, plan)
     line = (
         f"embedding {what} with {f'{len(outputs)} models' if several else _model(outputs[0])}, "
@@ -209,7 +211,14 @@ def counts(verdict: Verdict) -> str:
     return (
         f"{verdict.images:,} images in {count_of(verdict.shards, 'shard')} = "
         f"{verdict.rows:,} embeddings{shape} + {count_of(verdict.rejects, 'reject')}"
+        f"{_captions(verdict)}"
     )
+
+
+def _captions(verdict: Verdict) -> str:
+    if verdict.captions is None:
+        return ""
+    return f"; {count_of(verdict.captions, 'caption')} embedded, {verdict.rows - verdict.captions:,} images have none"
 
 
 def describe_model(manifest: Mapping[str, Any]) -> str:

@@ -276,6 +276,12 @@ def _adapter_digests(folder: Path) -> dict[str, Any]:
     }
 
 
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the files of a base model's tokenizer, in the order of their names."""
+    names = sorted({path.name for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{name} {file_digest(folder / name)}\n" for name in names).encode()).hexdigest()
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a folder's safetensors files, in the order of their names."""
     digest = hashlib.sha256()

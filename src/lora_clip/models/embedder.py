@@ -22,7 +22,7 @@ from lora_clip.models.checkpoint import Checkpoint, Part
 from lora_clip.models.compute import Compute
 from lora_clip.models.encoder import ImageEncoder, least_cosine, lowest_cosine, probe
 from lora_clip.models.generic import Family, PlainTower, UnfitTowerError
-from lora_clip.models.text import TextEncoder
+from lora_clip.models.text import PROBE_TEXTS, CaptionEncoder, TextEncoder
 from lora_clip.types import PreprocessSpec
 
 
@@ -37,9 +37,10 @@ class MergedEmbedder:
         self.family = find_family(checkpoint.base_folder)
         self.spec: PreprocessSpec = self.family.load_spec(checkpoint.base_folder)
 
-    def load(self) -> Self:
-        """Load the vision tower now, not with the first images. Raises ModelError or AdapterError."""
+    def load(self, captions: bool = False) -> Self:
+        """Load the vision tower now, not with the first images, and one for captions. Raises Model- or AdapterError."""
         assert self.images.width
+        assert not captions or self.captions.encoder
         return self
 
     @cached_property
@@ -53,6 +54,11 @@ class MergedEmbedder:
         base, adapter = self.checkpoint.base_folder, self.checkpoint.adapter_folder
         check_towers(self.family, self.checkpoint)
         return TextEncoder(self.family, base, adapter, self.checkpoint.parts) if self.family.has_text(base) else None
+
+    @cached_property
+    def captions(self) -> LoadedTexts:
+        """The text tower as a job runs it on captions. Raises ModelError or AdapterError."""
+        return load_captions(self.family, self.checkpoint, self.compute, self.width)
 
     @property
     def width(self) -> int:
@@ -76,6 +82,38 @@ class LoadedImages:
     width: int
     adapter: AdapterSummary | None
     note: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedTexts:
+    """The text tower that embeds captions, and what a user may want to know of how it runs."""
+
+    encoder: CaptionEncoder
+    note: str | None = None
+
+
+def load_captions(family: Family, checkpoint: Checkpoint, compute: Compute, width: int) -> LoadedTexts:
+    """The text tower merged and cast; in float32 where it then differs from the unmerged model on the CPU.
+
+    Raises ModelError or AdapterError, also where it differs in float32 too, or is not as wide as the images are.
+    """
+    base, adapter = checkpoint.base_folder, checkpoint.adapter_folder
+    for dtype in dict.fromkeys([compute.dtype, torch.float32]):
+        unmerged = TextEncoder(family, base, adapter, checkpoint.parts)  # from the files again: a cast loses digits
+        expected_BD, tokenizer, context = unmerged(PROBE_TEXTS), unmerged.tokenizer, unmerged.context
+        if expected_BD.shape[1] != width:
+            raise ModelError(
+                f"base {checkpoint.base}: its embeddings of texts are {expected_BD.shape[1]} wide, those of images "
+                f"{width}, so they cannot be compared. embed=image embeds the images alone"
+            )
+        encoder = CaptionEncoder(family, unmerged.merged(), tokenizer, context, replace(compute, dtype=dtype))
+        cosine = float(functional.cosine_similarity(expected_BD, encoder(PROBE_TEXTS).cpu()).min())
+        if cosine >= least_cosine(dtype):
+            wanted = str(compute.dtype).removeprefix("torch.")
+            note = f"the text tower computes in float32, since it differs too much in {wanted}"
+            return LoadedTexts(encoder, None if dtype == compute.dtype else note)
+    found = f"differs from the unmerged model (cosine {cosine:.6f}, at least {least_cosine(dtype)} is expected)"
+    raise _disagreement(checkpoint, replace(compute, compile=False, dtype=dtype), f"on captions {found}")
 
 
 def load_images(family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, compute: Compute) -> LoadedImages:

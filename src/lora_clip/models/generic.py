@@ -47,6 +47,8 @@ class Family:
     tokenizer_class: ClassVar[str] = "AutoTokenizer"
     vision_modules: ClassVar[tuple[str, ...]] = ("vision_model", "visual_projection")
     text_modules: ClassVar[tuple[str, ...]] = ("text_model", "text_projection")
+    causal_text: ClassVar[bool] = False
+    """Whether in the text tower no token sees those behind it, so that padding there needs no mask."""
     any_size: ClassVar[bool] = False
     """Whether the tower takes images of other sizes than its config's `image_size`."""
     note: ClassVar[str | None] = None

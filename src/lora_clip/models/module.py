@@ -19,13 +19,15 @@ from lora_clip.types import EmbeddedBatch, PixelBatch, WorkRange
 class EmbeddingModule(pl.LightningModule):
     """Embeds batches with merged models that share nothing but the pixels: one a checkpoint, an output each.
 
-    `output_dtype` is that of the embeddings it hands on. Models are loaded in `configure_model`, straight onto the
-    rank's device, whatever `compute` says of that.
+    `output_dtype` is that of the embeddings it hands on; with `texts` captions are embedded too. Models are loaded in
+    `configure_model`, straight onto the rank's device, whatever `compute` says of that.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], compute: Compute, output_dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], compute: Compute, output_dtype: torch.dtype, texts: bool = False
+    ) -> None:
         super().__init__()
-        self.checkpoints, self.compute, self.output_dtype = checkpoints, compute, output_dtype
+        self.checkpoints, self.compute, self.output_dtype, self.texts = checkpoints, compute, output_dtype, texts
         # no submodules: Lightning would cast (trainer.precision) and broadcast what was just merged, cast and checked
         self.embedders: dict[int, MergedEmbedder] = {}
 
@@ -36,7 +38,9 @@ class EmbeddingModule(pl.LightningModule):
     @property
     def notes(self) -> list[str]:
         """What a user may want to know of how the models run, once they are loaded."""
-        return list(dict.fromkeys(note for one in self.embedders.values() if (note := one.images.note)))
+        embedders = self.embedders.values()
+        notes = [*(one.images.note for one in embedders), *(one.captions.note for one in embedders if self.texts)]
+        return list(dict.fromkeys(note for note in notes if note))
 
     @property
     def _plan(self) -> Any:
@@ -48,17 +52,23 @@ class EmbeddingModule(pl.LightningModule):
         compute = replace(self.compute, device=self.trainer.strategy.root_device)
         for output in sorted(range(len(self.checkpoints)) if self._plan is None else self._plan.needed):
             if output not in self.embedders:
-                self.embedders[output] = MergedEmbedder(self.checkpoints[output], compute).load()
+                self.embedders[output] = MergedEmbedder(self.checkpoints[output], compute).load(self.texts)
 
     def predict_step(self, batch: PixelBatch, batch_idx: int) -> dict[int, EmbeddedBatch]:
         """Embeddings (B, D) for each output that lacks the batch, on the device; nothing is waited for."""
         embedded = {output: self._embed(output, batch) for output in self._lacking(batch.work)}
         batch.release()
+        if self.texts:  # after all images: a GPU is at work on them while captions are tokenised
+            for output, one in embedded.items():
+                one.texts_BD = self._embed_captions(output, batch)
         return embedded
 
     def _embed(self, output: int, batch: PixelBatch) -> EmbeddedBatch:
         embeddings_BD = self.embedders[output].embed_images(batch.pixels_BCHW).to(self.output_dtype)
         return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.work, batch.last, batch.counted)
+
+    def _embed_captions(self, output: int, batch: PixelBatch) -> torch.Tensor:
+        return self.embedders[output].captions.encoder([row.text for row in batch.rows]).to(self.output_dtype)
 
     def _lacking(self, work: WorkRange) -> Collection[int]:
         return range(len(self.checkpoints)) if self._plan is None else self._plan.lacking(work)

@@ -24,7 +24,8 @@ class CommittedRange:
     """A committed run of positions [start, stop): how many became rows and rejects, and its files' SHA-256.
 
     `final` says that the files were put into their final folders. `seconds` is the time from the range's first batch to
-    its commit, `finished` the UTC time of the commit, `sizes` the files' bytes (format 1 knew none).
+    its commit, `finished` the UTC time of the commit, `sizes` the files' bytes (format 1 knew none). Where texts are
+    embedded, `captions` says how many of the rows have one.
     """
 
     shard: int
@@ -37,6 +38,7 @@ class CommittedRange:
     seconds: float = 0.0
     finished: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    captions: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def build_manifest(
         "images": verdict.images,
         "rows": verdict.rows,
         "rejects": verdict.rejects,
+        **({} if verdict.captions is None else {"captions": verdict.captions}),
         "shards": verdict.shards,
         "width": verdict.width,
         "dtype": verdict.dtype,

@@ -13,6 +13,8 @@ from lora_clip.output.layout import FORMAT, UNNAMED_FORMAT, check_format
 
 Fingerprint = Mapping[str, Any]
 INPUTS = "inputs.jsonl"
+DEFAULTS = {"embed": ["image"]}
+"""What a fingerprint leaves out where it is so, that it tells of all the same where that differs."""
 
 
 def read_fingerprint(root: Path) -> dict[str, Any] | None:
@@ -33,8 +35,13 @@ def read_fingerprint(root: Path) -> dict[str, Any] | None:
 
 
 def require_fingerprint(root: Path) -> dict[str, Any]:
-    """The fingerprint of an output. Raises OutputError where `root` holds none."""
+    """The fingerprint of an output. Raises OutputError where `root` holds none, naming those that lie below it."""
     found = read_fingerprint(root)
+    if found is None and (below := sorted(path.parent.name for path in root.glob("*/fingerprint.json"))):
+        raise OutputError(
+            f"{root} is a folder of {len(below)} outputs ({', '.join(below)}), as a sweep or several adapters leave "
+            f"it: give one of them, as in {root / below[0]}"
+        )
     if found is None:
         raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
     return found
@@ -50,7 +57,7 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     found = read_fingerprint(root)
     if found is None or found == wanted:
         return
-    before, now = dict(flatten(found)), dict(flatten(wanted))
+    before, now = ({**DEFAULTS, **dict(flatten(one))} for one in (found, wanted))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     lines = [f"  {key}: {before.get(key)} there, {now.get(key)} wanted" for key in changed]
     raise OutputError(

@@ -95,11 +95,19 @@ def _figures(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = manifest["run"]
     return [
         (f"{manifest['rows']:,}", f"embeddings of width {manifest['width']}"),
+        *_captions(manifest),
         (f"{manifest['rejects']:,}", "images rejected"),
         (f"{manifest['shards']:,}", "shards"),
         (f"{run['images_per_second'] or 0:,.0f}", "images/s in the latest run"),
         (f"{(run['waiting_share'] or 0):.0%}", "of the time waiting for data"),
     ]
+
+
+def _captions(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many captions were embedded, where they were."""
+    if (captions := manifest.get("captions")) is None:
+        return []
+    return [(f"{captions:,}", f"captions embedded; {manifest['rows'] - captions:,} images have none")]
 
 
 def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RankRow]:
