@@ -169,7 +169,7 @@ REFUSED = {
     "model.adapter=[]": f"model.adapter=[]: {ADAPTERS}",
     "model.adapter=[a,3]": f"model.adapter=[a,3]: {ADAPTERS}",
     "model.compile=7": "model.compile=7: give true or false",
-    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
+    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16, float16, int8 or fp8",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",
     "output_dir=": "output_dir=: give a folder",
     "output_dir=2024_10_05": "output_dir=20241005: give a folder; a name that reads as a number in two "

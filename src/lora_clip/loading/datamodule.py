@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lora_clip.io.process import end_with_parent
 from lora_clip.loading.dataset import PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
+from lora_clip.loading.first import first_images
 from lora_clip.loading.plan import RankPlan
 from lora_clip.loading.queue import PlannedQueue
 from lora_clip.loading.ring import Ring
@@ -53,6 +55,11 @@ class PixelDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Receive this rank's plan: one truth, read once from the file system, of which each rank gets its share."""
         self.plan = deal(self.plans)
+
+    def first_images(self, images: int) -> torch.Tensor:
+        """The pixels (N, C, H, W) of up to so many images of this rank, to try a model on before the job begins."""
+        assert self.plan is not None
+        return first_images(self.source, self.spec, self.plan, images, self.decoding)
 
     def predict_dataloader(self) -> DataLoader[PixelBatch]:
         """The batches of this rank, as soon as any worker has one."""
