@@ -110,7 +110,11 @@ Embedded = Annotated[
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 ComputeType = Annotated[
-    Any, Takes("auto, float32, bfloat16 or float16", one_of("auto", "float32", "bfloat16", "float16"))
+    Any,
+    Takes(
+        "auto, float32, bfloat16, float16, int8 or fp8",
+        one_of("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
+    ),
 ]
 OutputType = Annotated[Any, Takes("float16 or float32", one_of("float16", "float32"))]
 
@@ -166,7 +170,9 @@ class Model:
         "the demo's",
     ] = MISSING
     dtype: Annotated[
-        ComputeType, "of the computation; auto: bfloat16 on a device that computes in it, else float32"
+        ComputeType,
+        "of the computation; auto: float16 on a GPU, bfloat16 on a CPU that computes in it, else float32; "
+        "int8, fp8: layers quantized by torchao",
     ] = "auto"
     compile: Annotated[Flag, "torch.compile: slower to start, pays on long jobs"] = False
 

@@ -9,6 +9,7 @@ import sys
 from lora_clip.errors import ConfigError
 
 SEARCH = "lora-clip[search]"
+QUANTIZATION = "lora-clip[quantization]"
 
 
 def installed(module: str) -> bool:

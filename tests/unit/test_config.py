@@ -169,7 +169,7 @@ REFUSED = {
     "model.adapter=[]": f"model.adapter=[]: {ADAPTERS}",
     "model.adapter=[a,3]": f"model.adapter=[a,3]: {ADAPTERS}",
     "model.compile=7": "model.compile=7: give true or false",
-    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
+    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16, float16, int8 or fp8",
     "embed=text": "embed=text: give image or [image,text] (texts alone, a file with one a line: lora-clip embed-text "
     "FILE)",
     "embed=[text]": "embed=[text]: give image or [image,text]",

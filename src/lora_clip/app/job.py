@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
 from lora_clip.models.module import EmbeddingModule
 from lora_clip.monitor.callback import Monitor
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
-from lora_clip.output.notes import take_notes
+from lora_clip.output.notes import lowest_proof, take_notes
 from lora_clip.output.session import OutputSession
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
@@ -103,14 +104,16 @@ def build_embedder(outputs: Sequence[Output], settings: summary.Settings, compil
 def opening(job: Job, embedder: EmbeddingModule) -> str:
     """What will be done, once the models are on their device; and whether that is not how it was done before."""
     told = [
-        summary.NamedModel(one.output.name, one.output.checkpoint, adapter_of(number, one, embedder))
+        summary.NamedModel(
+            one.output.name, one.output.checkpoint, adapter_of(number, one, embedder), embedder.proof(number)
+        )
         for number, one in enumerate(job.surveys)
     ]
     lines = [summary.opening(job.settings, job.inventory, job.plan, told)]
     lines += [f"note: {note}" for note in embedder.notes]
     notes = take_notes(embedder.trainer.strategy.root_device, embedder.compute.compile, job.settings.batch_size)
-    lacking = [one for one, images in zip(job.surveys, job.plan.images_each, strict=True) if images]
-    differs = [line for one in lacking if (line := one.session.note(notes))]
+    lacking = [(one, told[number].proof) for number, one in enumerate(job.surveys) if job.plan.images_each[number]]
+    differs = [line for one, proof in lacking if (line := one.session.note(notes, asdict(proof) if proof else None))]
     return "\n".join([*lines, *dict.fromkeys(differs)])
 
 
@@ -150,7 +153,8 @@ def record(
     """Write an output's manifest and report; those of one that nothing was added to stay as they are."""
     root = one.output.root
     if embedded or read_manifest(root) is None:
-        write_manifest(root, build_manifest(one.fingerprint, one.output.checkpoint, verdict, run_record, adapter))
+        of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter, lowest_proof(root))
+        write_manifest(root, build_manifest(*of_output))
         write_report(root)
     else:
         upgrade_manifest(root)

@@ -14,6 +14,7 @@ from lora_clip.errors import OutputError
 from lora_clip.loading.catalog import RecordedShards
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.models.checkpoint import digests, tokenizer_digest
+from lora_clip.models.compute import dtype_name
 from lora_clip.output.provenance import INPUTS
 from lora_clip.output.session import OutputSession
 from lora_clip.sources.base import Shard, Source, counted
@@ -89,7 +90,7 @@ def fingerprint_of(output: Output, spec: PreprocessSpec, data: DictConfig, setti
         **digests(output.checkpoint),
         "preprocessing": spec.to_json(),
         "decode": settings.decoding,
-        "model_dtype": str(settings.dtype).removeprefix("torch."),
+        "model_dtype": dtype_name(settings.dtype),
         "output_dtype": settings.output_dtype,
         "image_key": _value(data.image_key),
     }

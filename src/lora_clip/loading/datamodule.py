@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -17,6 +18,7 @@ from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.counters import Counters
 from lora_clip.loading.dataset import PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
+from lora_clip.loading.first import first_images
 from lora_clip.loading.plan import Plan
 from lora_clip.loading.queue import SharedQueue
 from lora_clip.loading.ring import Ring
@@ -57,6 +59,11 @@ class PixelDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Receive the plan of rank 0, and the counters by which all workers share it."""
         self.plan, self._counters, self._served = deal(self.plan)
+
+    def first_images(self, images: int) -> torch.Tensor:
+        """The pixels (N, C, H, W) of up to so many images of this rank, to try a model on before the job begins."""
+        assert self.plan is not None
+        return first_images(self.source, self.spec, self.plan, images, self.decoding)
 
     def predict_dataloader(self) -> DataLoader[PixelBatch]:
         """The batches of this rank, as soon as any worker has one."""

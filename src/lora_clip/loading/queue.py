@@ -9,7 +9,7 @@ that all end together. The borders of batches are the plan's, whoever takes them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from lora_clip.loading.counters import Counters
@@ -31,6 +31,17 @@ class WorkQueue(Protocol):
     def next(self) -> WorkRange | None:
         """The next range to embed, which nobody else gets; None when there is no more."""
         ...
+
+
+class GivenRanges:
+    """Ranges that are given in advance, for one worker."""
+
+    def __init__(self, ranges: Iterable[WorkRange]) -> None:
+        self._ranges = iter(ranges)
+
+    def next(self) -> WorkRange | None:
+        """The next of them."""
+        return next(self._ranges, None)
 
 
 class SharedQueue:

@@ -30,6 +30,10 @@ POOLED = "this is a vision model alone: an embedding is its pooled output, and o
 """The note of families without a text tower and a projection."""
 
 
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""The modules that are products with weights; `autocast` computes others in float32, or in the dtype of what enters."""
+
+
 class UnfitTowerError(Exception):
     """A network cannot stand for a vision tower, and why: what follows "the fast tower …"."""
 
@@ -126,26 +130,45 @@ class Family:
 
 
 class PlainTower(nn.Module):
-    """Transformers' own vision tower on uint8 pixels; it computes in the dtype of its weights."""
+    """Transformers' own vision tower on uint8 pixels."""
 
     def __init__(self, family: Family, vision: nn.Module, spec: PreprocessSpec) -> None:
         super().__init__()
         self.family, self.vision, self.scale = family, vision, spec.scale
-        device = next(vision.parameters()).device
+        self.device = next(vision.parameters()).device
+        self.products: torch.dtype | None = None
         for name, values in (("mean_C11", spec.mean), ("std_C11", spec.std)):
             self.register_buffer(
-                name, torch.tensor(values, dtype=torch.float32, device=device)[:, None, None], persistent=False
+                name, torch.tensor(values, dtype=torch.float32, device=self.device)[:, None, None], persistent=False
             )
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of uint8 pixels (B, C, H, W), not yet of unit norm."""
         # normalised in float32 whatever the model's dtype: 8 bits of a pixel and its mean do not fit into bfloat16
         values_BCHW = (pixels_BCHW.float() * self.scale - self.mean_C11) / self.std_C11  # type: ignore[operator]
-        return self.family.embed_images(self.vision, values_BCHW.to(next(self.vision.parameters()).dtype))
+        if self.products is None:
+            return self.family.embed_images(self.vision, values_BCHW.to(next(self.vision.parameters()).dtype))
+        # beside float32 tokens: autocast takes what enters a product to its dtype, and leaves norms and sums alone
+        with torch.autocast(self.device.type, self.products):
+            return self.family.embed_images(self.vision, values_BCHW)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Let everything but the normalisation be computed in `dtype`."""
-        self.vision.to(dtype)
+        """Let the products be computed in `dtype`; norms and the residual stream too, where that is exact enough."""
+        if dtype == torch.float32 or not keeps_stream(dtype, self.device):
+            self.vision.to(dtype)
+            return
+        self.products = dtype
+        for module in self.vision.modules():
+            if isinstance(module, PRODUCTS):
+                module.to(dtype)
+
+
+def keeps_stream(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tokens between products of `dtype` stay float32: bfloat16's 8 bits lose too much over many layers.
+
+    On a CPU it costs nothing in float16 either.
+    """
+    return dtype != torch.float16 or device.type == "cpu"
 
 
 def load_tokenizer(folder: Path, class_name: str) -> Any:

@@ -12,7 +12,8 @@ import torch
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import Compute
-from lora_clip.models.embedder import MergedEmbedder
+from lora_clip.models.embedder import Bases, MergedEmbedder
+from lora_clip.models.proof import Proof, own_images
 from lora_clip.types import EmbeddedBatch, PixelBatch, WorkRange
 
 
@@ -35,6 +36,10 @@ class EmbeddingModule(pl.LightningModule):
         """What an output's adapter is, once its model is loaded; None where there is none."""
         return self.embedders[output].images.adapter if output in self.embedders else None
 
+    def proof(self, output: int) -> Proof | None:
+        """How close an output's network comes to float32 on images of the user's own, once it is loaded; on rank 0."""
+        return self.embedders[output].images.proof if output in self.embedders else None
+
     @property
     def notes(self) -> list[str]:
         """What a user may want to know of how the models run, once they are loaded."""
@@ -43,16 +48,30 @@ class EmbeddingModule(pl.LightningModule):
         return list(dict.fromkeys(note for note in notes if note))
 
     @property
+    def _data(self) -> Any:
+        """The job's PixelDataModule; None outside a job."""
+        return getattr(self.trainer, "datamodule", None)
+
+    @property
     def _plan(self) -> Any:
         """The rank's plan, which tells what each output lacks; None outside a job: every output lacks everything."""
-        return getattr(getattr(self.trainer, "datamodule", None), "plan", None)
+        return getattr(self._data, "plan", None)
 
     def configure_model(self) -> None:
         """Load, merge and check the models of outputs that lack something, once. Raises ModelError or AdapterError."""
         compute = replace(self.compute, device=self.trainer.strategy.root_device)
-        for output in sorted(range(len(self.checkpoints)) if self._plan is None else self._plan.needed):
-            if output not in self.embedders:
-                self.embedders[output] = MergedEmbedder(self.checkpoints[output], compute).load(self.texts)
+        needed = sorted(range(len(self.checkpoints)) if self._plan is None else self._plan.needed)
+        missing = [output for output in needed if output not in self.embedders]
+        own_NCHW = self._own_images() if missing else None
+        bases = Bases(keep=len(missing) > 1)
+        for output in missing:
+            self.embedders[output] = MergedEmbedder(self.checkpoints[output], compute).load(self.texts, own_NCHW, bases)
+
+    def _own_images(self) -> torch.Tensor | None:
+        """Some of the user's images to prove the networks on; one rank is enough for that."""
+        if self._plan is None or not self.trainer.is_global_zero:
+            return None
+        return self._data.first_images(own_images(self.compute.dtype))
 
     def predict_step(self, batch: PixelBatch, batch_idx: int) -> dict[int, EmbeddedBatch]:
         """Embeddings (B, D) for each output that lacks the batch, on the device; nothing is waited for."""

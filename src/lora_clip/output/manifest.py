@@ -19,9 +19,14 @@ PACKAGES = ("torch", "lightning", "transformers", "peft", "webdataset", "simplej
 
 
 def build_manifest(
-    fingerprint: Mapping[str, Any], checkpoint: Any, verdict: Verdict, run: Mapping[str, Any], adapter: Any
+    fingerprint: Mapping[str, Any],
+    checkpoint: Any,
+    verdict: Verdict,
+    run: Mapping[str, Any],
+    adapter: Any,
+    proof: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest as plain JSON values; `run` describes the latest run, the counts are of the whole output."""
+    """The manifest as plain JSON values; `run` describes the latest run, counts and `proof` are of the whole output."""
     lora = None if adapter is None else asdict(adapter)
     return {
         "format": FORMAT,
@@ -34,6 +39,7 @@ def build_manifest(
         "shards": verdict.shards,
         "width": verdict.width,
         "dtype": verdict.dtype,
+        "proof": proof,
         "run": run,
         "versions": {
             "lora_clip": __version__,

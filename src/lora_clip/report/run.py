@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_clip.diagnose.summary import describe_model, rank_table
+from lora_clip.diagnose.summary import describe_model, describe_proof, rank_table
 from lora_clip.inspection.pictures import Pictures
 from lora_clip.inspection.rejects import Reason, collect, seen
 from lora_clip.io.atomic import write_text
@@ -49,6 +49,7 @@ class RunPage:
     model: str
     figures: Sequence[tuple[str, str]]
     bottleneck: str
+    proof: str
     over_time: Chart | None
     clocks: Sequence[Clock]
     columns: Sequence[str]
@@ -77,6 +78,7 @@ def run_page(root: Path) -> RunPage:
         model=describe_model(manifest),
         figures=_figures(manifest),
         bottleneck=run["bottleneck"],
+        proof=_proof(manifest),
         over_time=timeline(read_timelines(root)),
         clocks=clocks(run),
         columns=rank_table(run["by_rank"])[0],
@@ -108,6 +110,12 @@ def _captions(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (captions := manifest.get("captions")) is None:
         return []
     return [(f"{captions:,}", f"captions embedded; {manifest['rows'] - captions:,} images have none")]
+
+
+def _proof(manifest: Mapping[str, Any]) -> str:
+    """How close the network that ran comes to float32; empty for an output of an earlier version."""
+    proof = manifest.get("proof")
+    return f"{manifest['fingerprint']['model_dtype']} on {describe_proof(proof)}" if proof else ""
 
 
 def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RankRow]:
