@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
+import lightning.pytorch as pl
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from lora_clip.io.process import end_with_parent
@@ -49,13 +51,26 @@ class PixelDataModule(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.plans: Sequence[RankPlan] | None = None
         self.plan: RankPlan | None = None
+        self._begun: Iterator[PixelBatch] | None = None
 
     def setup(self, stage: str) -> None:
         """Receive this rank's plan: one truth, read once from the file system, of which each rank gets its share."""
         self.plan = deal(self.plans)
 
-    def predict_dataloader(self) -> DataLoader[PixelBatch]:
-        """The batches of this rank, as soon as any worker has one."""
+    def begin(self) -> None:
+        """Start the workers: what they decode while models are loaded is there for the first steps."""
+        self._begun = iter(self.loader())
+
+    def predict_dataloader(self) -> Iterator[PixelBatch]:
+        """The batches of this rank, as soon as any worker has one; the workers are those that `begin` started."""
+        if self._begun is None:
+            self.begin()
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        return begun
+
+    def loader(self) -> DataLoader[PixelBatch]:
+        """The DataLoader over this rank's share of the plan."""
         assert self.plan is not None
         # As many as the plan has shares for: a rank whose cores are others than rank 0's must leave none of them out
         workers = len(self.plan.shares) if self.num_workers and any(self.plan.shares) else 0
@@ -91,6 +106,17 @@ class PixelDataModule(LightningDataModule):
         if self._device_type not in ("cpu", "cuda"):
             return None
         return Ring(workers, PREFETCHED_BATCHES + HELD_BATCHES, batch_shape(self.batch_size, self.spec))
+
+
+class EarlyBatches(Callback):
+    """Workers are forked before models are loaded: the first batches wait for the model, not the model for them.
+
+    A callback, since Lightning sets up the DataModule first, and the monitor must have seen who was there before.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The plan is there, and models come next."""
+        trainer.datamodule.begin()  # type: ignore[attr-defined]
 
 
 def _prepare_worker(niceness: int, _: int) -> None:
