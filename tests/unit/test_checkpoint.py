@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import edit_config, save_adapter, save_base
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.models.checkpoint import digests, file_digest, find_checkpoint, weights_digest
+from lora_clip.models.checkpoint import begin_digests, digests, file_digest, find_checkpoint, weights_digest
 
 TITLE = "Adding `safetensors` variant of this model"
 
@@ -249,6 +249,16 @@ def test_digest_follows_every_weights_file(base: Path) -> None:
     weights["visual_projection.weight"][0, 0] += 1
     save_file(weights, base / "model.safetensors")
     assert len({before, after, weights_digest(base)}) == 3
+
+
+def test_digests_that_were_begun_early_are_the_same_and_taken_once(base: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(str(base), str(save_adapter(tmp_path / "adapter", base)))
+    save_file({"more": torch.ones(1)}, base / "model-2.safetensors")
+    before = digests(checkpoint)
+    begin_digests([checkpoint, checkpoint])
+    assert digests(checkpoint) == before
+    (base / "model-2.safetensors").write_bytes(b"")  # nobody reads it a second time
+    assert digests(checkpoint) == before
 
 
 def test_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import psutil
 import pytest
 import torch
@@ -27,7 +28,7 @@ from helpers.loader import SPEC, module, modules, on_device, plan_of
 from helpers.queues import alone
 from lora_clip.errors import DataError
 from lora_clip.loading.catalog import Catalog, RecordedShards
-from lora_clip.loading.datamodule import PixelDataModule
+from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.deal import deal
 from lora_clip.loading.describe import describe
@@ -214,7 +215,7 @@ def test_a_job_with_nothing_to_do_starts_no_worker(tmp_path: Path) -> None:
     write_shards(tmp_path, [2])
     source = TarSource(str(tmp_path))
     plan = make_plan(take_inventory(source), {0: [(0, 2)]}, ranks=2, workers=2, batch_size=4)
-    loaders = [made.predict_dataloader() for made in modules(source, plan, 2, 4)]
+    loaders = [made.loader() for made in modules(source, plan, 2, 4)]
     assert [(loader.num_workers, list(loader)) for loader in loaders] == [(0, []), (0, [])]
 
 
@@ -292,7 +293,32 @@ def test_memory_is_pinned_for_the_device_in_use_whatever_else_the_machine_has(
     source = TarSource(str(tmp_path))
     made = module(source, plan_of(source, 1, 4), 1, 4)
     made.trainer = on_device(device)
-    assert made.predict_dataloader().pin_memory is pinned
+    assert made.loader().pin_memory is pinned
+
+
+class Late(pl.LightningModule):
+    """A model that is there once both workers are at work."""
+
+    def configure_model(self) -> None:
+        assert len(multiprocessing.active_children()) == 2, "workers are to decode while the model is loaded"
+
+    def predict_step(self, batch: PixelBatch, batch_idx: int) -> None:
+        self.images = getattr(self, "images", 0) + len(batch.rows)
+        batch.release()
+
+
+@pytest.mark.filterwarnings("ignore:.*predict returned None", "ignore:.*LeafSpec", "ignore:This DataLoader will create")
+def test_workers_begin_before_the_model_is_loaded_and_only_once(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5, 5])
+    source = TarSource(str(tmp_path))
+    made = PixelDataModule(source, SPEC, 4, 2)
+    made.plan = plan_of(source, 2, 4)
+    quiet: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[EarlyBatches()], **quiet)
+    model = Late()
+    trainer.predict(model, datamodule=made, return_predictions=False)
+    assert model.images == 10
+    assert not multiprocessing.active_children()
 
 
 def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from lora_clip.app import launch
-from lora_clip.app.outputs import Output, find_outputs, require_texts, shared_spec
+from lora_clip.app.outputs import Output, require_texts, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
 from lora_clip.config import read
 from lora_clip.diagnose import summary
 from lora_clip.errors import OutputError, TooManyRejectsError
-from lora_clip.loading.datamodule import PixelDataModule
+from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.adapters import summarise
@@ -37,17 +37,16 @@ from lora_clip.report.run import write_report
 from lora_clip.sources.base import open_source
 
 
-def run(config: DictConfig) -> None:
-    """Embed what is missing: plan, predict, verify, report.
+def run(config: DictConfig, outputs: Sequence[Output]) -> None:
+    """Embed what `outputs` lack: plan, predict, verify, report.
 
     Raises a LoraClipError for everything that a user can mend.
     """
     started = time.time()
     quiet_lightning()
-    outputs = find_outputs(config)
     roots = [output.root for output in outputs]
     monitor, writer = Monitor(roots), EmbeddingWriter(roots, config.max_reject_fraction)
-    trainer = launch.build_trainer(config.trainer, monitor.around(writer))
+    trainer = launch.build_trainer(config.trainer, [*monitor.around(writer), EarlyBatches()])
     spec, settings = shared_spec(outputs, config.data.orientation), resolve_settings(config, trainer)
     if settings.texts:
         require_texts(outputs)

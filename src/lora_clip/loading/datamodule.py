@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from lora_clip.io.process import end_with_parent
@@ -55,6 +57,7 @@ class PixelDataModule(LightningDataModule):
         self.plan: Plan | None = None
         self._counters: Counters | None = None
         self._served: Any = None
+        self._begun: Iterator[PixelBatch] | None = None
 
     def setup(self, stage: str) -> None:
         """Receive the plan of rank 0, and the counters by which all workers share it."""
@@ -65,8 +68,20 @@ class PixelDataModule(LightningDataModule):
         assert self.plan is not None
         return first_images(self.source, self.spec, self.plan, images, self.decoding)
 
-    def predict_dataloader(self) -> DataLoader[PixelBatch]:
-        """The batches of this rank, as soon as any worker has one."""
+    def begin(self) -> None:
+        """Start the workers: what they decode while models are loaded is there for the first steps."""
+        self._begun = iter(self.loader())
+
+    def predict_dataloader(self) -> Iterator[PixelBatch]:
+        """The batches of this rank, as soon as any worker has one; the workers are those that `begin` started."""
+        if self._begun is None:
+            self.begin()
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        return begun
+
+    def loader(self) -> DataLoader[PixelBatch]:
+        """The DataLoader over this rank's share of the plan."""
         assert self.plan is not None
         # As many as the plan has: a rank whose cores are others than rank 0's must count them as rank 0 does
         workers = self.plan.workers if self.num_workers and self.plan.gaps else 0
@@ -106,6 +121,17 @@ class PixelDataModule(LightningDataModule):
         if self._device_type not in ("cpu", "cuda"):
             return None
         return Ring(workers, PREFETCHED_BATCHES + HELD_BATCHES, batch_shape(self.batch_size, self.spec))
+
+
+class EarlyBatches(Callback):
+    """Workers are forked before models are loaded: the first batches wait for the model, not the model for them.
+
+    A callback, since Lightning sets up the DataModule first, and the monitor must have seen who was there before.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The plan is there, and models come next."""
+        trainer.datamodule.begin()  # type: ignore[attr-defined]
 
 
 def _prepare_worker(niceness: int, _: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
+from lora_clip.io.process import cores
 from lora_clip.models.adapter_clip_lora import CONVERT, config_of, is_of_clip_lora
 from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
 
@@ -29,6 +31,11 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 HUB = "hf-hub:"
 """What open_clip writes before the name of a repository."""
 CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
+HASHED_AT_ONCE = 1 << 25
+"""Bytes between two turns at Python's lock, which a thread that imports modules gives up every 5 ms only."""
+
+_begun: dict[Path, Future[str]] = {}
+"""The files of a run's models, which are hashed once, however many outputs there are."""
 
 
 @dataclass(frozen=True)
@@ -285,12 +292,36 @@ def tokenizer_digest(folder: Path) -> str:
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a folder's safetensors files, in the order of their names."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in _weights(folder):
+        digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def begin_digests(checkpoints: Iterable[Checkpoint]) -> None:
+    """Hash the weights of models in threads of their own: modules can be imported meanwhile, which takes one core."""
+    files = {path for one in checkpoints for folder in _folders(one) for path in _weights(folder)}
+    if files:
+        threads = ThreadPoolExecutor(cores(), "digest")
+        _begun.update({path: threads.submit(_digest, path) for path in sorted(files)})
+        threads.shutdown(wait=False)
+
+
+def _folders(checkpoint: Checkpoint) -> list[Path]:
+    return [checkpoint.base_folder, *(part.folder for part in checkpoint.adapters)]
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _begun[path].result() if path in _begun else _digest(path)
+
+
+def _digest(path: Path) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(min(HASHED_AT_ONCE, path.stat().st_size + 1))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
