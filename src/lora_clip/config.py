@@ -132,6 +132,10 @@ class Data:
         "the demo's",
     ] = None
     folder: Annotated[FolderOrNull, "a folder of images, at any depth, in place of shards"] = None
+    parquet: Annotated[
+        Shards,
+        "Parquet files with a column of image bytes, or of {bytes, path}: a folder, path, glob or a list of these",
+    ] = None
     batch_size: Annotated[BatchSize, "images per device and batch; auto: 256 on a GPU, 64 on a CPU"] = "auto"
     num_workers: Annotated[Workers, "decoding processes per rank; auto: the machine's cores, shared by its ranks"] = (
         "auto"
@@ -144,7 +148,9 @@ class Data:
         Orientation, "exif: turn photographs upright by their EXIF tag; ignore: as transformers' processors do"
     ] = "ignore"
     image_key: Annotated[
-        Extensions, "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image"
+        Extensions,
+        "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image; "
+        "of Parquet: the column of images",
     ] = None
     stages: Annotated[
         Functions, "stages of your own between reading and decoding, as in [mine:only_wide,mine:lower_case]"
@@ -223,6 +229,7 @@ OPTIONS = {
     "data": {
         "demo": "the pictures that come with the project",
         "folder": "a folder of images: data.folder=…",
+        "parquet": "Parquet files with images in them: data.parquet=…",
         "shards": "WebDataset shards: data.shards=…",
     },
     "model": {

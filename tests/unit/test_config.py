@@ -18,11 +18,13 @@ from lora_clip import config as schema
 from lora_clip.app import exits, mistakes, usage
 from lora_clip.demo import DEMO
 from lora_clip.errors import ConfigError
+from lora_clip.sources.registry import SOURCES
 
 PROJECT = Path(__file__).parents[2]
 CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
-    "data.folder": None, "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
+    "data.folder": None, "data.parquet": None,
+    "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
     "data.decode": "exact", "data.orientation": "ignore", "data.image_key": None, "data.stages": [],
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
@@ -31,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
 """What scripts and other people's sweeps rely on."""
-GIVEN = {"shards": ["data.shards=/a"], "folder": ["data.folder=/a"], "clip": ["model.adapter=/a"]}
+GIVEN = {source.key: [f"data.{source.key}=/a"] for source in SOURCES.values()} | {"clip": ["model.adapter=/a"]}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,8 +90,6 @@ def test_the_options_of_each_group_are_the_files_of_conf() -> None:
 
 
 def test_every_source_has_its_key_and_its_option() -> None:
-    from lora_clip.sources.base import SOURCES
-
     keys = {source.key for source in SOURCES.values()}
     assert {f"data.{key}" for key in keys} <= {key.name for key in schema.KEYS} and keys <= set(schema.OPTIONS["data"])
 
@@ -188,9 +188,9 @@ REFUSED = {
     "zebra=1": "unknown key zebra; --help shows all keys",
     "trainer.device=2": "unknown key trainer.device: did you mean trainer.devices?; other arguments",
     "trainer.nonsense=1": "unknown key trainer.nonsense; other arguments of Lightning's Trainer take a plus: +",
-    "data=nothing": "data=nothing: give demo, folder or shards",
-    "data=shard": "data=shard: give demo, folder or shards: did you mean shards?",
-    "data=null": "a group takes one of its names: data=demo|folder|shards; ",
+    "data=nothing": "data=nothing: give demo, folder, parquet or shards",
+    "data=shard": "data=shard: give demo, folder, parquet or shards: did you mean shards?",
+    "data=null": "a group takes one of its names: data=demo|folder|parquet|shards; ",
     "output=/data/emb": "output is a group of keys: did you mean output_dir?",
     "+debug=small": "debug has a place of its own: type it without the plus, debug=…",
     "data.limit": "data.limit has no value: type data.limit=…",

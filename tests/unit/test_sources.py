@@ -52,16 +52,14 @@ def test_the_key_that_is_set_says_which_source() -> None:
 
 
 def test_a_source_is_one_line_and_is_asked_for_by_name_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        SOURCES, "list", Registration("list", "/path/to/list.txt", "lora_clip.sources.folder:FolderSource")
-    )
-    assert open_source({"list": "x"}) == FolderSource("x", None)
+    monkeypatch.setitem(SOURCES, "disc", Registration("disc", "/path/to/disc", "lora_clip.sources.folder:FolderSource"))
+    assert open_source({"disc": "x"}) == FolderSource("x", None)
     with pytest.raises(
-        ConfigError, match=r"none of data.shards, data.folder, data.list are set.*data=list data.list=/path"
+        ConfigError, match=r"none of data.shards, data.folder, .*, data.disc are set.*data=disc data.disc=/path"
     ):
         open_source({})
-    with pytest.raises(ConfigError, match=r"both of data.folder and data.list are set"):
-        open_source({"folder": "x", "list": "y"})
+    with pytest.raises(ConfigError, match=r"both of data.folder and data.disc are set"):
+        open_source({"folder": "x", "disc": "y"})
 
 
 def test_sources_that_are_not_used_are_not_imported() -> None:
