@@ -9,6 +9,7 @@ import sys
 from lora_clip.errors import ConfigError
 
 SEARCH = "lora-clip[search]"
+EXPORT = "lora-clip[export]"
 
 
 def installed(module: str) -> bool:
