@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_an_export_that_is_killed_can_be_read_and_the_next_one_completes_it(kind
     for _ in range(KILLS):
         before = stamps([into])
         running = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL)
-        assert wait_for(lambda was=before, one=running: stamps([into]) != was or one.poll() is not None)
+        assert wait_for(partial(has_written, into, before, running))
         time.sleep(chance.uniform(0, 0.15))
         running.kill()
         running.wait()
@@ -55,6 +56,10 @@ def test_an_export_that_is_killed_can_be_read_and_the_next_one_completes_it(kind
     assert "shards as before" in done.stdout if seen else True
     same_as_output(read_export(kind, into), root)
     assert not [path for path in into.rglob("*") if path.name.endswith((".tmp", ".lock"))]
+
+
+def has_written(into: Path, before: dict[str, tuple[int, int]], running: subprocess.Popen) -> bool:
+    return stamps([into]) != before or running.poll() is not None
 
 
 def check_readable(kind: str, into: Path, shards: dict, least: int) -> int:
