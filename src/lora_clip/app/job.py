@@ -60,6 +60,7 @@ def run(config: DictConfig) -> None:
             data.plans = job.plan.by_rank()
             monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
             monitor.opening = lambda: opening(job, embedder)
+            monitor.open_logger = lambda: launch.open_logger(config)
             launch.predict(trainer, embedder, data)
         finish(job, monitor, embedder, started)
         if config.index:
@@ -122,6 +123,7 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
         for one, images in zip(job.surveys, job.plan.images_each, strict=True)
     ]
     run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
+    monitor.log_end(ranks, run_record)
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
             record(one, verdict, run_record, adapter_of(number, one, embedder), job.plan.images_each[number] > 0)
