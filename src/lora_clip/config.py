@@ -75,6 +75,11 @@ def is_embed(value: Any) -> bool:
     return isinstance(kinds, list) and kinds in (["image"], ["image", "text"], ["text", "image"])
 
 
+def has_target(value: Any) -> bool:
+    """Accepts what Hydra can make an object of."""
+    return isinstance(value, dict) and is_name(value.get("_target_"))
+
+
 def is_sum(value: Any) -> bool:
     """Accepts mappings of a name to a number, as {a: 0.7, b: 0.3}."""
     numbers = isinstance(value, dict) and all(type(one) in (int, float) and isfinite(one) for one in value.values())
@@ -116,6 +121,7 @@ ComputeType = Annotated[
         one_of("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
     ),
 ]
+LoggerOf = Annotated[Any, Takes("one of conf/logger/, or null", either(NULL, has_target))]
 OutputType = Annotated[Any, Takes("float16 or float32", one_of("float16", "float32"))]
 
 
@@ -219,6 +225,9 @@ class Config:
         "outputs"
     )
     resume: Annotated[Flag, "do only what is missing; false: discard what output_dir holds and begin anew"] = True
+    logger: Annotated[
+        LoggerOf, "where the figures of the run go while it runs: one of Lightning's loggers; null: nowhere"
+    ] = None
     index: Annotated[Flag, "true: build an index for searching when all is embedded"] = False
     max_reject_fraction: Annotated[
         Share, "end a run of which more than this share of the images is rejected; 1: never"
@@ -236,6 +245,13 @@ OPTIONS = {
         "clip": "a CLIP model of yours: model.base=… model.adapter=…; chosen by itself where one of these is typed",
         "demo": "the small CLIP and the adapter that come with the project",
         "demo_base": "the same CLIP without the adapter",
+    },
+    "logger": {
+        "csv": "a CSV file: output_dir/logs/csv/version_0/metrics.csv",
+        "tensorboard": "TensorBoard's files: tensorboard --logdir output_dir/logs",
+        "wandb": "Weights & Biases; logger.offline=true: without a network",
+        "mlflow": "an MLflow server: logger.tracking_uri=…, or the variable MLFLOW_TRACKING_URI",
+        "prometheus": "a text file for node_exporter's textfile collector: logger.path=…",
     },
     "debug": {"small": "16 images in one process, for a debugger"},
 }

@@ -10,6 +10,7 @@ from lora_clip.errors import ConfigError
 
 SEARCH = "lora-clip[search]"
 QUANTIZATION = "lora-clip[quantization]"
+EXPORT = "lora-clip[export]"
 
 
 def installed(module: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
-    "embed": ["image"], "output_dir": "outputs", "resume": True, "index": False, "max_reject_fraction": 0.5,
+    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False,
+    "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
 """What scripts and other people's sweeps rely on."""
@@ -80,6 +82,15 @@ def test_only_the_schema_and_hydra_have_keys_at_the_top() -> None:
 def test_every_config_composes_and_is_accepted(data: str, model: str, debug: str | None) -> None:
     given = [*GIVEN.get(data, []), *GIVEN.get(model, []), *([f"debug={debug}"] if debug else [])]
     schema.check(load(f"data={data}", f"model={model}", *given))
+
+
+@pytest.mark.parametrize("logger", choices("logger"))
+def test_every_logger_is_accepted_and_makes_an_object(logger: str) -> None:
+    config = load(f"logger={logger}", "output_dir=/emb")
+    schema.check(config)
+    module, _, name = config.logger["_target_"].rpartition(".")
+    assert hasattr(import_module(module), name) and "/emb/logs" in str(schema.read(config, "logger"))
+    assert "give one of conf/logger/" in refusal("logger={a: 1}")
 
 
 def test_the_options_of_each_group_are_the_files_of_conf() -> None:

@@ -63,6 +63,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
             data.plan = job.to_send()
             monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
             monitor.opening = lambda: opening(job, embedder)
+            monitor.open_logger = lambda: launch.open_logger(config)
             launch.predict(trainer, embedder, data)
         finish(job.counted(source), monitor, embedder, started)
         if config.index:
@@ -129,6 +130,7 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
         for one, images in zip(job.surveys, job.plan.images_each, strict=True)
     ]
     run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
+    monitor.log_end(ranks, run_record)
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
             record(one, verdict, run_record, adapter_of(number, one, embedder), job.plan.images_each[number] > 0)
