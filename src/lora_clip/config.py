@@ -64,6 +64,11 @@ def is_function_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value) is not None
 
 
+def is_duration(value: Any) -> bool:
+    """Accepts seconds, more than none."""
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
 def is_share(value: Any) -> bool:
     """Accepts numbers from 0 to 1."""
     return type(value) in (int, float) and 0 <= value <= 1
@@ -92,6 +97,7 @@ AUTO, NULL = one_of("auto"), one_of(None)
 # reads as a number, to "20241005" for a str. So OmegaConf checks the names of keys, and `check` their values.
 Anything = Annotated[Any, Takes("what Lightning takes", lambda value: True)]
 Flag = Annotated[Any, Takes("true or false", lambda value: isinstance(value, bool))]
+Seconds = Annotated[Any, Takes("a number of seconds", is_duration)]
 Share = Annotated[Any, Takes("a number from 0 to 1", is_share)]
 BatchSize = Annotated[Any, Takes("a number of images, 1 or more, or auto", either(AUTO, at_least(1)))]
 Workers = Annotated[Any, Takes("a number of processes, 0 or more, or auto", either(AUTO, at_least(0)))]
@@ -150,6 +156,7 @@ class Data:
     decode: Annotated[
         Decoding, "fast: JPEGs much larger than the model's input are decoded at a part of their size"
     ] = "exact"
+    decode_seconds: Annotated[Seconds, "an image that takes its decoder longer than so many seconds is rejected"] = 120
     orientation: Annotated[
         Orientation, "exif: turn photographs upright by their EXIF tag; ignore: as transformers' processors do"
     ] = "ignore"

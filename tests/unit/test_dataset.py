@@ -32,7 +32,9 @@ from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.deal import deal
 from lora_clip.loading.describe import describe
+from lora_clip.loading.hands import Hands
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.survive import Remains
 from lora_clip.pixels.decode import decode, fit
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import UNCOUNTED, PixelBatch, RawSample, WorkRange
@@ -215,7 +217,7 @@ def test_a_job_with_nothing_to_do_starts_no_worker(tmp_path: Path) -> None:
     write_shards(tmp_path, [2])
     source = TarSource(str(tmp_path))
     plan = make_plan(take_inventory(source), {0: [(0, 2)]}, ranks=2, workers=2, batch_size=4)
-    loaders = [made.loader() for made in modules(source, plan, 2, 4)]
+    loaders = [made.loader(Remains(), Hands(0)) for made in modules(source, plan, 2, 4)]
     assert [(loader.num_workers, list(loader)) for loader in loaders] == [(0, []), (0, [])]
 
 
@@ -293,7 +295,7 @@ def test_memory_is_pinned_for_the_device_in_use_whatever_else_the_machine_has(
     source = TarSource(str(tmp_path))
     made = module(source, plan_of(source, 1, 4), 1, 4)
     made.trainer = on_device(device)
-    assert made.loader().pin_memory is pinned
+    assert made.loader(Remains(), Hands(1)).pin_memory is pinned
 
 
 class Late(pl.LightningModule):

@@ -175,7 +175,7 @@ def test_first_images_are_of_the_input_and_rejects_are_left_out(tmp_path: Path, 
     write_tar(tmp_path / "0.tar", dict(sorted(pictures.items())))
     source = TarSource(str(tmp_path), None)
     plan = make_plan(take_inventory(source), {}, ranks=1, workers=workers, batch_size=4)
-    pixels_NCHW = first_images(source, SPEC, plan, 16, "exact")
+    pixels_NCHW = first_images(source, SPEC, plan, 16, "exact", 60)
     assert pixels_NCHW.shape == (15, 3, 32, 32), "one is no image"
     assert len(torch.unique(pixels_NCHW.flatten(1), dim=0)) == 15
 
@@ -188,7 +188,7 @@ def test_first_images_are_spread_over_the_input_as_far_as_it_is_counted() -> Non
 
 def test_no_more_first_images_than_there_are() -> None:
     nothing = make_plan(Inventory([], {}), {}, ranks=2, workers=1, batch_size=4)
-    assert len(first_images(TarSource("nowhere", None), SPEC, nothing, 16, "exact")) == 0
+    assert len(first_images(TarSource("nowhere", None), SPEC, nothing, 16, "exact", 60)) == 0
 
 
 def test_of_shards_that_nobody_has_counted_the_first_is(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_of_shards_that_nobody_has_counted_the_first_is(tmp_path: Path) -> None:
     source = TarSource(str(tmp_path), None)
     listed = list(source.shards([]))
     plan = make_plan(Inventory(listed, dict.fromkeys((0, 1), UNCOUNTED)), {}, ranks=1, workers=2, batch_size=4)
-    assert len(first_images(source, SPEC, plan, 16, "exact")) == 5
+    assert len(first_images(source, SPEC, plan, 16, "exact", 60)) == 5
 
 
 def test_fp8_is_refused_where_the_device_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,9 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
     if settings.texts:
         require_texts(outputs)
     source, stages = open_source(config.data), load_stages(config.data.get("stages"))
-    data = PixelDataModule(source, spec, settings.batch_size, settings.workers, settings.decoding, stages)
+    data = PixelDataModule(
+        source, spec, settings.batch_size, settings.workers, settings.decoding, stages, config.data.decode_seconds
+    )
     embedder = build_embedder(outputs, settings, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch.distributed import TCPStore
@@ -20,7 +21,13 @@ PATIENCE = timedelta(minutes=5)
 
 
 class Counters(Protocol):
-    """Numbers by index, 0 at first; each method is one step that nobody can come between."""
+    """Numbers by index, 0 at first; each method is one step that nobody can come between.
+
+    While a rank has entered `held` none of its processes is within such a step, so that those it kills leave nothing
+    half done; one that has entered it may take such steps.
+    """
+
+    held: AbstractContextManager[Any]
 
     def add(self, index: int, amount: int) -> int:
         """Add to a number; what it was before."""
@@ -40,18 +47,18 @@ class SharedMemory:
 
     def __init__(self, size: int) -> None:
         self._values = np.frombuffer(mmap.mmap(-1, 8 * size), dtype=np.int64)
-        self._lock = multiprocessing.get_context("fork").Lock()
+        self.held: AbstractContextManager[Any] = multiprocessing.get_context("fork").RLock()
 
     def add(self, index: int, amount: int) -> int:
         """Add to a number; what it was before."""
-        with self._lock:
+        with self.held:
             before = int(self._values[index])
             self._values[index] = before + amount
         return before
 
     def put(self, index: int, value: int) -> None:
         """Set a number."""
-        with self._lock:
+        with self.held:
             self._values[index] = value
 
     def peek(self, index: int) -> int:
@@ -64,6 +71,7 @@ class Store:
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
+        self.held: AbstractContextManager[Any] = multiprocessing.get_context("fork").RLock()
         self._connection: tuple[int, TCPStore] | None = None
 
     def __getstate__(self) -> tuple[str, int]:
@@ -74,15 +82,17 @@ class Store:
 
     def add(self, index: int, amount: int) -> int:
         """Add to a number; what it was before."""
-        return self._store.add(str(index), amount) - amount
+        with self.held:
+            return self._store.add(str(index), amount) - amount
 
     def put(self, index: int, value: int) -> None:
         """Set a number."""
-        self._store.set(str(index), str(value))
+        with self.held:
+            self._store.set(str(index), str(value))
 
     def peek(self, index: int) -> int:
         """What a number is now."""
-        return self._store.add(str(index), 0)
+        return self.add(index, 0)
 
     @property
     def _store(self) -> TCPStore:

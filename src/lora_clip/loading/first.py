@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import torch
 
+from lora_clip.loading.apart import DiedError, run_apart
 from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.plan import Plan
@@ -14,11 +17,30 @@ from lora_clip.sources.base import Source
 from lora_clip.types import UNCOUNTED, PreprocessSpec, WorkRange
 
 
-def first_images(source: Source, spec: PreprocessSpec, plan: Plan, images: int, decoding: str) -> torch.Tensor:
+def first_images(
+    source: Source, spec: PreprocessSpec, plan: Plan, images: int, decoding: str, seconds: float
+) -> torch.Tensor:
     """Pixels (N, C, H, W), uint8, of up to so many images of rank 0's run of the input; rejects are left out.
 
-    Not by way of the user's stages: what these remember of a sample would be there when it comes again.
+    Not by way of the user's stages: what these remember of a sample would be there when it comes again. A fork reads
+    and decodes them: none where it dies of one, or takes longer than some seconds.
     """
+    shape = (images, 3, *spec.crop)
+    pixels_NCHW = torch.frombuffer(mmap.mmap(-1, max(1, prod(shape))), dtype=torch.uint8)[: prod(shape)].view(shape)
+
+    def work() -> dict[str, int]:
+        read_NCHW = _read(source, spec, plan, images, decoding)
+        pixels_NCHW[: len(read_NCHW)] = read_NCHW
+        return {"images": len(read_NCHW)}
+
+    try:
+        found = run_apart(work, seconds)
+    except DiedError:
+        return pixels_NCHW[:0]
+    return pixels_NCHW[: found.get("images", 0)]
+
+
+def _read(source: Source, spec: PreprocessSpec, plan: Plan, images: int, decoding: str) -> torch.Tensor:
     catalog = Catalog(source, plan.shards)
     queue = GivenRanges(first_of_each(_counted(plan, catalog), plan.workers, images))
     batches = PixelDataset(source, spec, images, catalog, [queue], None, decoding)

@@ -44,17 +44,37 @@ class GivenRanges:
         return next(self._ranges, None)
 
 
+class AgainFirst:
+    """A worker's queue, before it the ranges that come again since another worker died of them, or beside them."""
+
+    def __init__(self, again: Iterable[WorkRange], queue: WorkQueue) -> None:
+        self._again, self._queue = iter(again), queue
+
+    def next(self) -> WorkRange | None:
+        """The next range."""
+        return next(self._again, None) or self._queue.next()
+
+
+def _forget(work: WorkRange) -> None:
+    """Note nothing."""
+
+
 class SharedQueue:
     """The work of a plan as one of its workers takes it.
 
-    `count` tells how many images a shard has that was not counted when the plan was made.
+    `count` tells how many images a shard has that was not counted when the plan was made. `note` hears of each range
+    that is taken. A worker that takes a dead one's place goes on with what that one had begun.
     """
 
-    def __init__(self, plan: Plan, counters: Counters, rank: int, worker: int, count: Callable[[int], int]) -> None:
-        self._plan, self._counters, self._count = plan, counters, count
+    def __init__(
+        self, plan: Plan, counters: Counters, rank: int, worker: int, count: Callable[[int], int],
+        note: Callable[[WorkRange], None] = _forget,
+    ) -> None:  # fmt: skip
+        self._plan, self._counters, self._count, self._note = plan, counters, count, note
         self._rank, self._number = rank, rank * plan.workers + worker
         self._index = Indices(plan)
         self._at: int | None = None
+        self._resumed = False
 
     def next(self) -> WorkRange | None:
         """The next range; while another worker counts the last shard, it is waited for."""
@@ -66,6 +86,10 @@ class SharedQueue:
 
     def _gap(self) -> int | None:
         """The gap to take from: the one under way, one that nobody has started, or one that needs help."""
+        if not self._resumed:
+            self._resumed = True
+            self._at = self._counters.peek(self._index.current(self._number)) - 1
+            self._at = None if self._at < 0 else self._at
         if self._at is None:
             self._at = self._start()
         if self._at is None:
@@ -75,8 +99,13 @@ class SharedQueue:
     def _take(self, gap: int) -> WorkRange | None:
         work, length = self._plan.gaps[gap], self._length(gap)
         size = self._size(length - self._counters.peek(self._index.taken(gap)))
-        at = self._counters.add(self._index.taken(gap), size)
-        return WorkRange(work.shard, work.start + at, work.start + min(at + size, length)) if at < length else None
+        with self._counters.held:
+            at = self._counters.add(self._index.taken(gap), size)
+            if at >= length:
+                return None
+            found = WorkRange(work.shard, work.start + at, work.start + min(at + size, length))
+            self._note(found)
+            return found
 
     def _length(self, gap: int) -> int:
         """How many images a gap has; one that is not counted is counted by whoever started it."""
@@ -98,6 +127,10 @@ class SharedQueue:
 
     def _start(self) -> int | None:
         """A gap that nobody has started; the rank's own first."""
+        with self._counters.held:
+            return self._start_held()
+
+    def _start_held(self) -> int | None:
         self._counters.add(Indices.SEEKING, 1)
         try:
             for rank in self._ranks():
