@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from helpers.families import BERT, CASES, SQUASH, VISION, Case, both
+from helpers.families import CASES, CLIP_PROCESSOR, VISION, Case, both
 from helpers.models import edit_config, edit_weights, lowest_cosine, random_pixels, save_base
 from lora_clip.errors import ModelError
 from lora_clip.models import base as registry
@@ -24,23 +24,17 @@ from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.generic import Family, PlainTower, embedding_of
 
 PROJECT = Path(__file__).parents[2]
-EXAMPLE = PROJECT / "examples" / "blip.py"
+EXAMPLE = PROJECT / "examples" / "groupvit.py"
 TEXTS = ["A b", "c", "d a B c a d", "a " * 40]
 FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip")
-BLIP = Case(
-    "BlipForImageTextRetrieval",
-    "BlipConfig",
-    both({**BERT, "encoder_hidden_size": 32}, VISION, image_text_hidden_size=16),
-    "BlipImageProcessorPil",
-    SQUASH,
-    ["qkv", "query", "value"],
-    embed=lambda whole, values: whole.vision_proj(whole.vision_model(values)[0][:, 0]),
-    embed_texts=lambda whole, tokens: whole.text_proj(whole.text_encoder(**asked(tokens))[0][:, 0]),
+GROUPS = {"depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]}
+GROUPVIT = Case(
+    "GroupViTModel",
+    "GroupViTConfig",
+    both({}, {**VISION, **GROUPS, "num_hidden_layers": 3}, projection_dim=16, projection_intermediate_dim=32),
+    "CLIPImageProcessorPil",
+    CLIP_PROCESSOR,
 )
-
-
-def asked(tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("siglip", "dinov2"))) for name in CASES]
@@ -51,15 +45,15 @@ EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("siglip", "d
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's file and its line in the registry."""
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-    monkeypatch.setitem(registry.FAMILIES, "blip", "blip:Blip")
-    monkeypatch.delitem(sys.modules, "blip", raising=False)
+    monkeypatch.setitem(registry.FAMILIES, "groupvit", "groupvit:GroupVit")
+    monkeypatch.delitem(sys.modules, "groupvit", raising=False)
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A saved model of every family."""
     folder = tmp_path_factory.mktemp("bases")
-    return {name: case.save(folder / name) for name, case in {**CASES, "blip": BLIP}.items()}
+    return {name: case.save(folder / name) for name, case in {**CASES, "groupvit": GROUPVIT}.items()}
 
 
 def embedder_of(base: Path, adapter: Path | None = None) -> MergedEmbedder:
@@ -150,9 +144,9 @@ def test_dinov3s_adapters_of_older_transformers(bases: dict[str, Path], tmp_path
 @pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("tower", [None, False, True])
 def test_the_worked_example_embeds_images_and_texts(bases: dict[str, Path], tmp_path: Path, tower: bool | None) -> None:
-    base = bases["blip"]
-    adapter = None if tower is None else BLIP.save_adapter(tmp_path / "adapter", base, tower)
-    assert check(BLIP, base, adapter, bool(tower)).images.note is None
+    base = bases["groupvit"]
+    adapter = None if tower is None else GROUPVIT.save_adapter(tmp_path / "adapter", base, tower)
+    assert check(GROUPVIT, base, adapter, bool(tower)).images.note is None
 
 
 def test_texts_are_lower_cased_as_the_checkpoints_tokenizer_does(tmp_path: Path) -> None:
@@ -207,8 +201,8 @@ def test_the_page_holds_the_very_code() -> None:
 
 
 def test_without_its_line_the_page_is_named(bases: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match=r"of type blip: .* clip, clip_vision_model.*docs/extending\.md"):
-        embedder_of(bases["blip"])
+    with pytest.raises(ModelError, match=r"of type groupvit: .* clip, clip_vision_model.*docs/extending\.md"):
+        embedder_of(bases["groupvit"])
 
 
 def test_every_family_of_the_registry_is_there() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from helpers.images import encode, photo
-from helpers.models import edit_config, lowest_cosine, random_pixels, save_base, save_trained
+from helpers.models import PREFIX, edit_config, edit_weights, lowest_cosine, random_pixels, save_base, save_trained
 from helpers.open_clip_models import SIZE, edit_part, save
 from lora_clip.errors import ModelError
 from lora_clip.models.checkpoint import digests, file_digest, find_checkpoint
@@ -96,6 +96,25 @@ def test_peft_on_open_clips_own_vision_transformer(tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=["c_fc", "attn"])
     adapter = save_trained(tmp_path / "adapter", visual.transformer, config)
     edit_config(adapter / "adapter_config.json", base_model_name_or_path=None)
+    plain, adapted = embedder_of(base), embedder_of(base, adapter)
+    with torch.inference_mode():
+        expected_BD = model.encode_image(normalised(adapted.spec))
+        assert lowest_cosine(plain.embed_images(PIXELS_BCHW), expected_BD) < 0.999
+        assert lowest_cosine(adapted.embed_images(PIXELS_BCHW), expected_BD) >= 1 - 1e-6
+
+
+@pytest.mark.parametrize("within", ["", "visual.trunk."])
+def test_peft_on_the_trunk_of_open_clips_siglip(within: str, tmp_path: Path) -> None:
+    """On timm's names, of the trunk itself or of the whole model."""
+    model, base = save("siglip", tmp_path / "base")
+    visual: Any = model.visual
+    adapter = save_trained(
+        tmp_path / "adapter",
+        visual.trunk,
+        LoraConfig(r=4, target_modules=["qkv", "proj", "fc1"], exclude_modules=r"(patch_embed|attn_pool)\..*"),
+    )
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path=None)
+    edit_weights(adapter, lambda weights: {one.replace(PREFIX, PREFIX + within): weights[one] for one in weights})
     plain, adapted = embedder_of(base), embedder_of(base, adapter)
     with torch.inference_mode():
         expected_BD = model.encode_image(normalised(adapted.spec))

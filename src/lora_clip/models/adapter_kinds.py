@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,9 +57,7 @@ def read_config(folder: Path) -> PeftConfig:
     found = read_adapter_config(folder)
     kind = found.get("peft_type")
     config_class = _config_class(kind, folder)
-    if "Text" in trained_on(found).replace(
-        "ImageText", ""
-    ):  # its weights have the names of the vision tower's in transformers 5
+    if tower_of(found) == "text":  # its weights have the names of the vision tower's in transformers 5
         raise AdapterError(
             f"adapter {folder} was trained on {trained_on(found)}: it touches only the text tower. {USE_BASE}"
         )
@@ -74,6 +73,12 @@ def read_config(folder: Path) -> PeftConfig:
 def trained_on(config: Mapping[str, Any]) -> str:
     """The class that an adapter was trained on, where its config says so."""
     return str((config.get("auto_mapping") or {}).get("base_model_class", ""))
+
+
+def tower_of(config: Mapping[str, Any]) -> str | None:
+    """The tower that an adapter was trained on, by its class: `vision`, `text`, or None: both, or not said."""
+    named = re.sub("(Image|Vision)Text", "", trained_on(config))
+    return "vision" if "Vision" in named else "text" if "Text" in named else None
 
 
 def _config_class(kind: Any, folder: Path) -> Any:

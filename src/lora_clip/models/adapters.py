@@ -27,6 +27,7 @@ from lora_clip.models.adapter_kinds import (
     peft_at_work,
     read_config,
     summary_of,
+    tower_of,
     trained_on,
 )
 from lora_clip.models.adapter_layout import PREFIX, find_root, fits_both, is_in, plain_names, without_head
@@ -76,7 +77,7 @@ def attach_text(family: Family, text: nn.Module, folder: Path) -> PeftModel | No
 
 def _is_of_vision_alone(family: Family, weights: Iterable[str], folder: Path) -> bool:
     """Whether nothing but image embeddings was trained, by the file's names and by the class that it names."""
-    if family.text_class is None or "Vision" in trained_on(read_adapter_config(folder)):
+    if family.text_class is None or tower_of(read_adapter_config(folder)) == "vision":
         return True
     named = [name for name in weights if name.startswith(PREFIX)]
     return bool(named) and not any(is_in(name, family.text_modules) for name in named)
@@ -92,13 +93,13 @@ def check_towers(family: Family, checkpoint: Checkpoint) -> str | None:
 
 
 def _check_tower(family: Family, base: Path, folder: Path) -> str | None:
-    named = trained_on(read_adapter_config(folder))
-    if family.text_class is None or "Vision" in named or not family.has_text(base):
+    config = read_adapter_config(folder)
+    if family.text_class is None or tower_of(config) == "vision" or not family.has_text(base):
         return None
     _, every = _read(folder)
     if not fits_both(every, family.shapes(base), family.vision_modules, family.text_modules):
         return None
-    if named:
+    if named := trained_on(config):
         return f"adapter {folder} was trained on a {named}, which both towers have: it is taken for the vision tower"
     raise AdapterError(
         f"adapter {folder} fits the vision tower and the text tower of the base alike, and does not say which it was "

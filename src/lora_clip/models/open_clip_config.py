@@ -100,7 +100,7 @@ def kind_of(folder: Path) -> str:
 def describe(folder: Path) -> Described:
     """What a checkpoint's config says. Raises ModelError where it asks for what transformers' models do not have."""
     model = section(folder, "model_cfg")
-    if "multimodal_cfg" in model:
+    if model.get("multimodal_cfg") is not None:
         raise refusal(folder, "a CoCa, which writes texts as well (model_cfg.multimodal_cfg)")
     _check(model, MODEL, "model_cfg", folder)
     try:
@@ -246,6 +246,8 @@ def _square(size: Any, name: str, folder: Path) -> int:
 def _check(given: Mapping[str, Any], known: Mapping[str, Any], name: str, folder: Path) -> None:
     """Raises ModelError where a key is not known, or has a value that transformers' models do not have."""
     for key, value in given.items():
+        if key not in known and value is None:
+            continue
         if key not in known:
             raise refusal(folder, f"{name}.{key}={value} is not known here")
         wanted = known[key] if isinstance(known[key], tuple) else (known[key],)
