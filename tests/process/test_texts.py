@@ -35,6 +35,7 @@ from lora_clip.inspection.recheck import recheck
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.search import open_output
+from lora_clip.search.index import build_index
 from lora_clip.search.server import open_outputs
 
 BOTH = "embed=[image,text]"
@@ -98,6 +99,7 @@ def test_each_caption_is_embedded_as_embed_text_does() -> None:
     assert wanted is not None and np.einsum("nd,nd->n", found_ND, wanted.numpy()).min() >= 0.9999
     lacking_ND = found_ND[[not one for one in texts]]
     assert len(lacking_ND) == LACKING and (lacking_ND == lacking_ND[0]).all()
+    assert "tokenizers" not in outcome.stderr, "forked workers do not complain of threads"
     assert "embedding 66 images and their captions in 2 shards" in outcome.stdout
     assert f"; {IMAGES - LACKING} captions embedded, {LACKING} images have none" in outcome.stdout
     manifest = json.loads((output / "manifest.json").read_text())
@@ -151,6 +153,8 @@ def test_what_is_lost_or_damaged_is_found_and_made_anew() -> None:
     nursery().predict(*typed(output, BOTH)).expect(0)
     assert snapshot(output) == snapshot(embedded()[0])
     assert recheck(output)[0].problems == []
+    build_index(output)
+    assert len(open_output(output).search_text("a red apple", 3)) == 3 and recheck(output)[0].problems == []
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -186,7 +190,7 @@ def test_each_of_several_adapters_has_texts_of_its_own() -> None:
         assert snapshot(output / name) == snapshot(embedded(adapter)[0])
     assert set(open_outputs([output])) == {"adapter", "base"}, "serve takes the folder of several outputs too"
     assert set(open_outputs([output / "base"])) == {"base"}
-    with pytest.raises(OutputError, match=r"folder of 2 outputs \(adapter, base\).* as in .*/adapter$"):
+    with pytest.raises(OutputError, match=r"below it: 2 outputs \(adapter, base\).* as in .*/adapter$"):
         open_output(output)
     compared = lora_clip("compare", output / "adapter", output / "base")
     assert compared.returncode == 0 and "text to image" in compared.stdout, compared.stderr

@@ -67,6 +67,7 @@ def test_a_caption_does_not_depend_on_its_neighbours(name: str, tmp_path: Path) 
     many = [CAPTIONS[at % len(CAPTIONS)] for at in range(50)]
     assert torch.equal(encoder(CAPTIONS), alone) and torch.equal(encoder(CAPTIONS[::-1]).flip(0), alone)
     assert torch.equal(encoder(many), alone[torch.arange(50) % len(CAPTIONS)])
+    assert torch.equal(encoder([CAPTIONS[4]] * 16), alone[4].repeat(16, 1)), "whole batches without padding"
 
 
 def test_images_without_caption_have_one_embedding_that_is_the_empty_texts(clip: tuple[Case, Path]) -> None:

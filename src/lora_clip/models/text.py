@@ -97,7 +97,7 @@ class CaptionEncoder:
         embedded = [
             self._run(tokens, places, length)
             for length, alike in groupby(order, key=lambda place: lengths[place])
-            for places in _batched([*alike], self._at_once - 1)
+            for places in _batched([*alike], self._at_once - self._is_masked(tokens))
         ]
         return torch.cat(embedded)[torch.tensor(order).argsort()]
 
@@ -110,17 +110,23 @@ class CaptionEncoder:
         return [next((length for length in known if count <= length), self._context) for count in counts]
 
     def _run(self, tokens: Mapping[str, torch.Tensor], places: list[int], length: int) -> torch.Tensor:
-        """Embeddings (n, D) of some texts, as a batch (B, length) that the empty one, which comes last, fills up.
-
-        It is in every batch: with a mask that leaves nothing out, transformers would take another way.
-        """
+        """Embeddings (n, D) of some texts, as a batch (B, length) that the empty one, which comes last, fills up."""
         filled = [*places, *[-1] * (self._at_once - len(places))]
         batch = {name: self._padded(name, values_NL[filled], length) for name, values_NL in tokens.items()}
-        if self._family.causal_text and self._tokenizer.padding_side == "right":
-            # no token sees the padding behind it; to look for some in a mask would be to wait for the device
+        if not self._is_masked(tokens):
             batch.pop("attention_mask", None)
         found_BD = self._family.embed_texts(self._tower, batch).float()
         return functional.normalize(found_BD[: len(places)], dim=-1)
+
+    def _is_masked(self, tokens: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the tower is told what is padding; every batch then has the empty text in it.
+
+        With a mask that leaves nothing out transformers takes another way, so that an embedding would depend on its
+        neighbours. And it looks into the mask for that, which waits for the device: where no token sees those behind
+        it, there is no need for one.
+        """
+        needed = not self._family.causal_text or self._tokenizer.padding_side != "right"
+        return needed and "attention_mask" in tokens
 
     def _padded(self, name: str, values_BL: torch.Tensor, length: int) -> torch.Tensor:
         lacking = length - values_BL.shape[1]

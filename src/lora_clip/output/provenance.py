@@ -10,6 +10,7 @@ from typing import Any
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import write_text
 from lora_clip.output.layout import FORMAT, UNNAMED_FORMAT, check_format
+from lora_clip.terminal import count_of
 
 Fingerprint = Mapping[str, Any]
 INPUTS = "inputs.jsonl"
@@ -39,8 +40,8 @@ def require_fingerprint(root: Path) -> dict[str, Any]:
     found = read_fingerprint(root)
     if found is None and (below := sorted(path.parent.name for path in root.glob("*/fingerprint.json"))):
         raise OutputError(
-            f"{root} is a folder of {len(below)} outputs ({', '.join(below)}), as a sweep or several adapters leave "
-            f"it: give one of them, as in {root / below[0]}"
+            f"{root} is no output itself: below it: {count_of(len(below), 'output')} ({', '.join(below)}), as a sweep "
+            f"or several adapters leave them. Give one of them, as in {root / below[0]}"
         )
     if found is None:
         raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
