@@ -26,7 +26,7 @@ from lora_clip.models.generic import Family, PlainTower, embedding_of
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "examples" / "blip.py"
 TEXTS = ["A b", "c", "d a B c a d", "a " * 40]
-WITHOUT_PROJECTION = ("siglip", "siglip_vision_model", "dinov2")
+WITHOUT_PROJECTION = ("dinov2",)
 FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip", *WITHOUT_PROJECTION)
 BLIP = Case(
     "BlipForImageTextRetrieval",

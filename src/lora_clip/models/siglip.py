@@ -12,19 +12,17 @@ from torch import nn
 from lora_clip.errors import ModelError
 from lora_clip.models.base import read_config
 from lora_clip.models.generic import POOLED, Family, embedding_of
-from lora_clip.models.siglip_tower import SiglipTower
 from lora_clip.types import PreprocessSpec
 
 
 class Siglip(Family):
-    """SigLIP's two towers, the vision tower written out for speed; there is no projection behind them."""
+    """SigLIP's two towers, run by transformers' own classes; there is no projection behind them."""
 
     name = "SigLIP"
     vision_class = "SiglipVisionModel"
     text_class: ClassVar[str | None] = "SiglipTextModel"
     vision_modules = ("vision_model",)
     text_modules = ("text_model",)
-    accelerator: ClassVar[type[nn.Module] | None] = SiglipTower
 
     def tokenize(self, tokenizer: Any, texts: Sequence[str], context: int) -> Any:
         """SigLIP was trained on texts padded to the whole context (64 tokens), without a mask."""
@@ -60,7 +58,6 @@ class Siglip2(Siglip):
     vision_class = "Siglip2VisionModel"
     text_class: ClassVar[str | None] = "Siglip2TextModel"
     any_size = True
-    accelerator = None
 
     def load_spec(self, folder: Path) -> PreprocessSpec:
         """How images become pixels. Raises ModelError for naflex, and for sizes that patches do not fill."""
