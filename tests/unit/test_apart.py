@@ -28,6 +28,11 @@ def shared() -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(3, *SPEC.crop)
 
 
+def crash() -> None:
+    faulthandler.disable()
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def test_the_pixels_are_those_of_this_process() -> None:
     out_CHW, expected_CHW = shared(), shared()
     assert prepare_apart(jpeg(40, 30), SPEC, out_CHW, "exact", 60) == prepare(jpeg(40, 30), SPEC, expected_CHW, "exact")
@@ -42,10 +47,7 @@ def test_what_is_no_image_says_so() -> None:
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        (
-            lambda *_: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
-            r"the decoder crashed \(signal 11: Segmentation fault\)",
-        ),
+        (lambda *_: crash(), r"the decoder crashed \(signal 11: Segmentation fault\)"),
         (lambda *_: os._exit(3), r"the decoder crashed \(exit status 3\)"),
         (lambda *_: time.sleep(60), r"the decoder took longer than 0\.2 s"),
     ],

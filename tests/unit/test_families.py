@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from helpers.families import CASES, CLIP_PROCESSOR, VISION, Case, both
 from helpers.models import edit_config, edit_weights, lowest_cosine, random_pixels, save_base
@@ -20,13 +21,15 @@ from lora_clip.models import base as registry
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip_tower import VisionTower
 from lora_clip.models.compute import Compute
+from lora_clip.models.dino import Dinov2
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.generic import Family, PlainTower, embedding_of
 
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "examples" / "groupvit.py"
 TEXTS = ["A b", "c", "d a B c a d", "a " * 40]
-FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip")
+WITHOUT_PROJECTION = ("dinov2",)
+FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip", *WITHOUT_PROJECTION)
 GROUPS = {"depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]}
 GROUPVIT = Case(
     "GroupViTModel",
@@ -81,7 +84,7 @@ def check(case: Case, base: Path, adapter: Path | None, tower: bool = False) -> 
 def test_a_family_embeds_as_transformers_does(name: str, bases: dict[str, Path]) -> None:
     embedder = check(CASES[name], bases[name], None)
     assert isinstance(embedder.images.encoder.tower, VisionTower if name in FAST else PlainTower)
-    alone = not CASES[name].texts and name not in FAST
+    alone = not CASES[name].texts and (name not in FAST or name in WITHOUT_PROJECTION)
     assert (embedder.images.note is not None and "pooled output" in embedder.images.note) == alone
 
 
@@ -230,3 +233,19 @@ def test_a_whole_model_is_asked_for_its_image_features(tmp_path: Path, monkeypat
             monkeypatch.setattr(Clip, name, value)
         whole = MergedEmbedder(find_checkpoint(str(base), None))
         assert lowest_cosine(whole.embed_images(pixels_BCHW), expected_BD) >= 0.9999
+
+
+def test_dinov2_of_another_structure_runs_all_the_same(bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its giant has another mlp; and the note that an embedding is pooled stays."""
+    load = Dinov2.load_vision
+
+    def changed(self: Dinov2, folder: Path) -> nn.Module:
+        vision: Any = load(self, folder)
+        for layer in vision.encoder.layer:
+            layer.mlp = nn.Sequential(layer.mlp)
+        return vision
+
+    monkeypatch.setattr(Dinov2, "load_vision", changed)
+    images = embedder_of(bases["dinov2"]).images
+    assert isinstance(images.encoder.tower, PlainTower)
+    assert "pooled output" in (images.note or "") and "the fast DINOv2 tower does not know" in (images.note or "")

@@ -19,6 +19,7 @@ from lora_clip.app.quiet import quiet_lightning
 from lora_clip.config import read
 from lora_clip.diagnose import summary
 from lora_clip.errors import OutputError, TooManyRejectsError
+from lora_clip.inspection.pictures import Small
 from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapter_kinds import AdapterSummary
@@ -133,9 +134,11 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
     ]
     run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
     monitor.log_end(ranks, run_record)
+    small: Small = {}
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
-            record(one, verdict, run_record, adapter_of(number, one, embedder), job.plan.images_each[number] > 0)
+            embedded = job.plan.images_each[number] > 0
+            record(one, verdict, run_record, adapter_of(number, one, embedder), embedded, small)
     roots = [one.output.root for one in job.surveys]
     if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
         print(*notes, sep="\n")
@@ -151,14 +154,19 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
 
 
 def record(
-    one: Survey, verdict: Verdict, run_record: dict[str, Any], adapter: AdapterSummary | None, embedded: bool
+    one: Survey,
+    verdict: Verdict,
+    run_record: dict[str, Any],
+    adapter: AdapterSummary | None,
+    embedded: bool,
+    small: Small | None = None,
 ) -> None:
     """Write an output's manifest and report; those of one that nothing was added to stay as they are."""
     root = one.output.root
     if embedded or read_manifest(root) is None:
         of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter, lowest_proof(root))
         write_manifest(root, build_manifest(*of_output))
-        write_report(root)
+        write_report(root, small)
     else:
         upgrade_manifest(root)
 

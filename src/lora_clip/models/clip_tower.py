@@ -60,7 +60,7 @@ class VisionTower(nn.Module):
         tokens_BTD = self.start_TD.repeat(len(pixels_BCHW), 1, 1)
         tokens_BTD[:, 1:] += self.patches(patchify(pixels_BCHW, self.patch).to(self.patches.weight.dtype))
         class_BD = self.layers(self.first_norm(tokens_BTD))
-        return self.projection(self.last_norm(class_BD).to(self.projection.weight.dtype))
+        return self.projection(self.last_norm(class_BD))
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the products be computed in `dtype`.

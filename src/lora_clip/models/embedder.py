@@ -180,15 +180,17 @@ def _load_images(
     bases: Bases,
 ) -> LoadedImages:
     build = partial(_build, family, checkpoint, spec, compute, own_NCHW, bases)
-    note = family.note
+    notes = [] if family.note is None else [family.note]
     if family.accelerator is not None:
         try:
-            return build(family.accelerator)
+            return replace(build(family.accelerator), note=family.note)
         except UnfitTowerError as error:
-            note = f"the fast {family.name} tower {error}: transformers' own model runs in its place, more slowly"
+            notes.append(
+                f"the fast {family.name} tower {error}: transformers' own model runs in its place, more slowly"
+            )
     try:
         # from the base again: an accelerator takes weights over and casts them
-        return replace(build(partial(PlainTower, family)), note=note)
+        return replace(build(partial(PlainTower, family)), note="; ".join(notes) or None)
     except UnfitTowerError as error:
         raise _disagreement(checkpoint, compute, str(error)) from error
 

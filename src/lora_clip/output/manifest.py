@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,15 @@ def build_manifest(
         "dtype": verdict.dtype,
         "proof": proof,
         "run": run,
-        "versions": {
-            "lora_clip": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """Of this program, Python and the packages, looked up once for all outputs of a job."""
+    packages = {name: version(name) for name in PACKAGES}
+    return {"lora_clip": __version__, "python": platform.python_version(), **packages}
 
 
 def _anywhere(name: Any) -> Any:

@@ -105,12 +105,13 @@ def enough(resize: int | tuple[int, int] | None) -> tuple[int, int]:
     return OVERSAMPLING * height, OVERSAMPLING * width
 
 
-def decode(data: bytes) -> torch.Tensor:
+def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> torch.Tensor:
     """Image bytes as RGB pixels (H, W, C) uint8 of the image's own size; an animation's first frame.
 
+    With `least`, a (height, width), a larger JPEG is decoded at a part of its size, but not below that.
     Raises ImageError for bytes that are empty, truncated, not an image, or larger than MAX_PIXELS.
     """
-    return torch.from_numpy(_decode(data, (0, 0))[0])
+    return torch.from_numpy(_decode(data, least)[0])
 
 
 def _decode(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:

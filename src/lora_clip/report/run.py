@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.diagnose.summary import describe_model, describe_proof, rank_table
-from lora_clip.inspection.pictures import Pictures
+from lora_clip.inspection.pictures import Pictures, Small
 from lora_clip.inspection.rejects import Reason, collect, seen
 from lora_clip.io.atomic import write_text
 from lora_clip.output.manifest import read_manifest
@@ -62,16 +62,19 @@ class RunPage:
     versions: Lines
 
 
-def write_report(root: Path) -> None:
-    """Write the page for the latest run into the output directory, with pictures from the input."""
-    write_text(root / "report.html", render("report.html", run_page(root)))
+def write_report(root: Path, small: Small | None = None) -> None:
+    """Write the page for the latest run into the output directory, with pictures from the input.
+
+    Reports of several outputs of one input can share `small` pictures, so that each is read and decoded once.
+    """
+    write_text(root / "report.html", render("report.html", run_page(root, small)))
 
 
-def run_page(root: Path) -> RunPage:
+def run_page(root: Path, small: Small | None = None) -> RunPage:
     """What there is to show of an output."""
     manifest = read_manifest(root)
     assert manifest is not None, "the report follows the manifest"
-    run, pictures = manifest["run"], Pictures.of(root)
+    run, pictures = manifest["run"], Pictures.of(root, small)
     rows = Rows(root) if manifest["rows"] else None
     return RunPage(
         title=root.resolve().name,
