@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import lancedb
+from lancedb.index import IvfPq
 
 from lora_clip import open_output
 
-FEW = 256
+FEW = 100_000
 """Rows below which an index does not pay."""
 
 
@@ -20,7 +21,7 @@ def search(output: Path, query: str, at_least: int = 0, count: int = 5) -> list[
     """The images nearest to a text, of those at least so many pixels wide; `score` is the cosine."""
     table = lancedb.connect(output / "exports/lance").open_table("embeddings")
     if table.count_rows() >= FEW and not table.list_indices():
-        table.create_index(metric="cosine", vector_column_name="embedding")  # approximate from here on
+        table.create_index("embedding", config=IvfPq(distance_type="cosine"))  # approximate from here on
     vector_D = open_output(output).encoder.text([query])[0]
     found = table.search(vector_D, vector_column_name="embedding").distance_type("cosine")
     hits = found.where(f"width >= {at_least}", prefilter=True).limit(count).to_list()

@@ -257,7 +257,7 @@ OPTIONS = {
         "csv": "a CSV file: output_dir/logs/csv/version_0/metrics.csv",
         "tensorboard": "TensorBoard's files: tensorboard --logdir output_dir/logs",
         "wandb": "Weights & Biases; logger.offline=true: without a network",
-        "mlflow": "an MLflow server: logger.tracking_uri=…, or the variable MLFLOW_TRACKING_URI",
+        "mlflow": "an MLflow server: logger.tracking_uri=… or MLFLOW_TRACKING_URI; without: output_dir/mlflow.db",
         "prometheus": "a text file for node_exporter's textfile collector: logger.path=…",
     },
     "debug": {"small": "16 images in one process, for a debugger"},
