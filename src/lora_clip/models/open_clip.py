@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+from html import unescape
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +128,7 @@ class CleaningTokenizer:
 
 def clean(text: str, how: str) -> str:
     """A text as open_clip cleans it: `whitespace`, `lower`, or `canonicalize`, which drops punctuation too."""
-    text = html.unescape(html.unescape(text))
+    text = unescape(unescape(text))
     if how == "canonicalize":
         text = text.replace("_", " ").translate(WITHOUT_PUNCTUATION)
     text = " ".join(text.split())
