@@ -17,7 +17,7 @@ from helpers.images import jpeg, png
 from lora_clip.errors import DataError
 from lora_clip.inspection.recheck import compare_inputs
 from lora_clip.io.range_file import RangeFile
-from lora_clip.io.ranges import open_ranges
+from lora_clip.io.ranges import RangeReader, open_ranges
 from lora_clip.sources.base import Shard, count_extensions
 from lora_clip.sources.parquet import ParquetSource
 from lora_clip.types import RawSample, WorkRange
@@ -169,9 +169,12 @@ def test_ranges_that_follow_one_another_go_on_where_the_last_ended(
     opened: list[str] = []
     (shard,) = shards(str(pictures(tmp_path / "a.parquet", group=100)))
     whole = read(shard)
-    monkeypatch.setattr(
-        "lora_clip.sources.parquet_file.open_ranges", lambda path: opened.append(path) or open_ranges(path)
-    )
+
+    def noted(path: str) -> RangeReader:
+        opened.append(path)
+        return open_ranges(path)
+
+    monkeypatch.setattr("lora_clip.sources.parquet_file.open_ranges", noted)
     assert [*read(shard, 0, 3), *read(shard, 3, 7), *read(shard, 7, 9)] == whole[:9]
     assert len(opened) == 1
     first = ParquetSource(shard.path).read(shard, WorkRange(0, 9, 10))
