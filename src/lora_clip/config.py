@@ -126,6 +126,7 @@ class Data:
     list: Annotated[
         Shards, "a list of paths or URLs, with keys and captions: .csv, .tsv, .jsonl, .parquet, or .txt with one a line"
     ] = None
+    zip: Annotated[Shards, "zip files of images: a folder of them, a path, a glob, or a list of these"] = None
     batch_size: Annotated[BatchSize, "images per device and batch; auto: 256 on a GPU, 64 on a CPU"] = "auto"
     num_workers: Annotated[Workers, "decoding processes per rank; auto: the machine's cores, shared by its ranks"] = (
         "auto"
@@ -217,6 +218,7 @@ OPTIONS = {
         "list": "a list of paths or URLs: data.list=…",
         "parquet": "Parquet files with images in them: data.parquet=…",
         "shards": "WebDataset shards: data.shards=…",
+        "zip": "zip files of images: data.zip=…",
     },
     "model": {
         "clip": "a CLIP model of yours: model.base=… model.adapter=…; chosen by itself where one of these is typed",
