@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import unescape
 import string
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any, ClassVar
 
