@@ -103,6 +103,8 @@ Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 ComputeType = Annotated[
     Any, Takes("auto, float32, bfloat16 or float16", one_of("auto", "float32", "bfloat16", "float16"))
 ]
+SAMPLE, FULL = "sample", "full"
+Verification = Annotated[Any, Takes("sample or full", one_of(SAMPLE, FULL))]
 OutputType = Annotated[Any, Takes("float16 or float32", one_of("float16", "float32"))]
 
 
@@ -196,6 +198,10 @@ class Config:
     )
     resume: Annotated[Flag, "do only what is missing; false: discard what output_dir holds and begin anew"] = True
     index: Annotated[Flag, "true: build an index for searching when all is embedded"] = False
+    verify: Annotated[
+        Verification,
+        "at the end of a run: sample reads a part of what it wrote again, full all; of the rest, files and sizes",
+    ] = SAMPLE
     max_reject_fraction: Annotated[
         Share, "end a run of which more than this share of the images is rejected; 1: never"
     ] = 0.5

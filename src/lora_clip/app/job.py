@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lora_clip.app import launch
 from lora_clip.app.outputs import Output, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
+from lora_clip.config import FULL
 from lora_clip.diagnose import summary
 from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
@@ -60,7 +62,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
             monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
             monitor.opening = lambda: opening(job, embedder)
             launch.predict(trainer, embedder, data)
-        finish(job, monitor, embedder, started)
+        finish(job, monitor, embedder, started, full=config.verify == FULL)
         if config.index:
             print(*map(add_index, roots), sep="\n", flush=True)
 
@@ -113,17 +115,18 @@ def adapter_of(number: int, one: Survey, embedder: EmbeddingModule) -> AdapterSu
     return embedder.adapter_summary(number) or _adapter_on_disk(one.output.checkpoint)
 
 
-def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float) -> None:
+def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float, full: bool) -> None:
     """Assemble, verify, write manifests and reports, and tell the user."""
     ranks = monitor.finish()
     verdicts = [
-        one.session.conclude(one.wanted, embedded=images > 0)
+        one.session.conclude(one.wanted, embedded=images > 0, full=full)
         for one, images in zip(job.surveys, job.plan.images_each, strict=True)
     ]
     run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
-            record(one, verdict, run_record, adapter_of(number, one, embedder), job.plan.images_each[number] > 0)
+            adapter = partial(adapter_of, number, one, embedder)
+            record(one, verdict, run_record, adapter, job.plan.images_each[number] > 0)
     roots = [one.output.root for one in job.surveys]
     if unsound := [_unsound(root, found) for root, found in zip(roots, verdicts, strict=True) if found.problems]:
         raise OutputError("\n".join(unsound))
@@ -136,12 +139,19 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
 
 
 def record(
-    one: Survey, verdict: Verdict, run_record: dict[str, Any], adapter: AdapterSummary | None, embedded: bool
+    one: Survey,
+    verdict: Verdict,
+    run_record: dict[str, Any],
+    adapter: Callable[[], AdapterSummary | None],
+    embedded: bool,
 ) -> None:
-    """Write an output's manifest and report; those of one that nothing was added to stay as they are."""
+    """Write an output's manifest and report; those of one that nothing was added to stay as they are.
+
+    `adapter` is asked for then only: where nothing was loaded, PEFT would be imported to read an adapter's files.
+    """
     root = one.output.root
     if embedded or read_manifest(root) is None:
-        write_manifest(root, build_manifest(one.fingerprint, one.output.checkpoint, verdict, run_record, adapter))
+        write_manifest(root, build_manifest(one.fingerprint, one.output.checkpoint, verdict, run_record, adapter()))
         write_report(root)
     else:
         upgrade_manifest(root)
