@@ -16,7 +16,7 @@ import transformers
 
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.collection import Collection, make
-from lora_clip.benchmark.extras import decoding, memory, one_pass
+from lora_clip.benchmark.extras import decoding, memory, one_pass, start
 from lora_clip.benchmark.measure import BenchmarkError, Pattern, measure
 from lora_clip.benchmark.models import make_random
 from lora_clip.benchmark.patterns import Material, ours, theirs
@@ -48,6 +48,7 @@ class Plan:
     large: int | None
     memory: bool
     one_pass: bool
+    start: bool
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def extra(plan: Plan, material: Material, images: int, scratch: Path) -> list[st
         notes.append(memory(material, images, scratch))
     if plan.one_pass:
         notes.append(one_pass(material, images, plan.seconds, plan.repeats, scratch))
+    if plan.start:
+        notes.append(start(material, plan.repeats, scratch))
     return notes
 
 
