@@ -24,11 +24,12 @@ LOOK_EVERY = 0.1
 ADAPTERS = 3
 START_IMAGES = 10
 UNAVOIDABLE = """
-import sys, hydra, lightning.pytorch, peft, torch, transformers
+import os, sys, hydra, lightning.pytorch, peft, torch, transformers
 transformers.CLIPVisionModelWithProjection
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
         file.read()
+os._exit(0)  # without the second that Python would take its objects apart for
 """
 """What no CLIP job of Lightning, Hydra, transformers and PEFT can do without."""
 
