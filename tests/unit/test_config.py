@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
-    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False,
+    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False, "verify": "sample",
     "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
@@ -192,6 +192,7 @@ REFUSED = {
     """pairs of quotes: 'output_dir="…"'""",
     "resume=perhaps": "resume=perhaps: give true or false",
     "max_reject_fraction=2": "max_reject_fraction=2: give a number from 0 to 1",
+    "verify=all": "verify=all: give sample or full",
     "~trainer.devices": "trainer.devices is not given: type trainer.devices=…",
     "data.batchsize=3": "unknown key data.batchsize: did you mean data.batch_size?",
     "limit=3": "unknown key limit: did you mean data.limit?",
