@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.addresses import redacted_text
 from lora_clip.loading.union import batches_of, first_batch, union
 from lora_clip.sources.base import Shard, Source, count_extensions
 from lora_clip.types import WorkRange
@@ -50,7 +51,7 @@ def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | Non
 
 
 def _where(source: Source) -> str:
-    return ", ".join(f"{name}={value}" for name, value in vars(source).items() if value is not None)
+    return redacted_text(", ".join(f"{name}={value}" for name, value in vars(source).items() if value is not None))
 
 
 @dataclass(frozen=True)

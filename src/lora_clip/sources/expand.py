@@ -1,32 +1,41 @@
-"""Which files `data.shards` names: folders, paths, globs, brace patterns, and lists of these."""
+"""Which files `data.shards` names: folders, paths, addresses, globs, brace patterns, and lists of these."""
 
 from __future__ import annotations
 
 import glob
-import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.addresses import identity, is_remote
+from lora_clip.sources.expand_remote import expand_braces, expand_remote
 from lora_clip.sources.walk import Entry, walk
 
 
 def expand(patterns: Any) -> list[str]:
-    """The absolute tar paths that `data.shards` names: folders and globs sorted, lists and braces as given.
+    """The absolute paths and the addresses of the tars that `data.shards` names.
 
-    A file is named once, also where two spellings or a link lead to it: nothing is embedded twice.
+    Folders and globs are sorted, lists and braces as given. Addresses come without their secrets. A file is named once,
+    also where two spellings or a link lead to it: nothing is embedded twice.
 
     Raises DataError where a pattern matches nothing, ConfigError for a scheme that is not read.
     """
-    given = list(patterns) if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]
+    given = as_list(patterns)
     if not given:
         raise ConfigError("data.shards is an empty list: name a folder of tars, a path, a glob or a brace pattern")
+    there = dict(expand_remote([pattern for pattern in given if is_remote(pattern)]))
     files: dict[str, str] = {}
-    for path in (path for pattern in given for path in _expand_one(str(pattern))):
-        files.setdefault(os.path.realpath(path), str(Path(path).absolute()))
+    for path in (path for pattern in given for path in there.get(pattern) or _expand_one(pattern)):
+        files.setdefault(identity(path), path if is_remote(path) else str(Path(path).absolute()))
     return list(files.values())
+
+
+def as_list(patterns: Any) -> list[str]:
+    """What `data.shards` says, as a list of patterns."""
+    many = isinstance(patterns, Sequence) and not isinstance(patterns, str)
+    return [str(pattern) for pattern in (patterns if many else [patterns])]
 
 
 def _expand_one(pattern: str) -> list[str]:
@@ -35,12 +44,7 @@ def _expand_one(pattern: str) -> list[str]:
         return _tars_below(pattern)
     if _exists(pattern):
         return [pattern]
-    from webdataset.shardlists import expand_urls
-
-    try:
-        urls = expand_urls(pattern)
-    except ValueError as error:
-        raise ConfigError(f"data.shards={pattern}: {error}") from error
+    urls = expand_braces(pattern)
     expanded = [path for url in urls for path in (_glob(url) if glob.has_magic(url) else [url])]
     missing = [path for path in expanded if not _exists(path)]
     if missing:
@@ -82,11 +86,9 @@ def _may_be_tar(entry: Entry) -> bool:
 
 
 def _local(pattern: str) -> str:
-    """The pattern as a local path. Raises ConfigError for pipes (never executed) and remote addresses."""
+    """The pattern as a local path. Raises ConfigError for pipes, which are never executed."""
     if pattern.startswith("file://"):
         return pattern.removeprefix("file://")
     if pattern.startswith("pipe:"):
         raise ConfigError(f"data.shards={pattern}: pipe: runs a command and is not allowed; name a local tar")
-    if "://" in pattern:
-        raise ConfigError(f"data.shards={pattern}: remote shards are not read yet; copy them to a local folder first")
     return str(Path(pattern).expanduser())

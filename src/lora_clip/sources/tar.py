@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lora_clip.errors import DataError
-from lora_clip.io.ranges import RangeReader, Stamp, open_ranges
+from lora_clip.io.addresses import is_remote
+from lora_clip.io.ranges import RangeReader, open_ranges
+from lora_clip.io.retry import words
+from lora_clip.io.stamps import Stamp
 from lora_clip.sources.base import Shard, listing_entry, numbered
-from lora_clip.sources.expand import expand
+from lora_clip.sources.expand import as_list, expand
+from lora_clip.sources.expand_remote import remember_secrets
 from lora_clip.sources.inventory import PackNotes
 from lora_clip.sources.names import extra_name, image_name
 from lora_clip.sources.tar_headers import Member, members
@@ -105,11 +109,14 @@ class TarSource:
     patterns: Any
     image_keys: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        remember_secrets(as_list(self.patterns))
+
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
         """The tars in input order, each scanned (headers only) when it is asked for, unless `pack` did that already."""
         packed = PackNotes()
         for shard_id, path, earlier in numbered(expand(self.patterns), known):
-            if earlier is None and self.image_keys is None:
+            if earlier is None and self.image_keys is None and not is_remote(path):
                 earlier = packed.shard(shard_id, Path(path))
             yield scan(shard_id, path, self.image_keys, earlier)
 
@@ -119,7 +126,7 @@ class TarSource:
         Raises DataError where the file cannot be read.
         """
         try:
-            with open_ranges(shard.path) as file:
+            with open_ranges(shard.path, TarState.of(shard).stamp) as file:
                 yield from self._read_open(file, shard, work)
         except OSError as error:
             raise _unreadable(shard.path, error) from error
@@ -176,6 +183,8 @@ def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | 
             if earlier is not None and TarState.of(earlier).stamp == file.stamp:
                 return earlier
             survey = _Survey()
+            if is_remote(path):  # its version is a part of what it is
+                survey.digest.update(str(file.stamp[1]).encode())
             for group in groups(members(file), keys, survey.leave_out):
                 survey.add(group)
             return survey.shard(shard_id, path, file.stamp)
@@ -184,7 +193,7 @@ def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | 
 
 
 def _unreadable(path: str, error: OSError) -> DataError:
-    return DataError(f"cannot read shard {path}: {error.strerror or error}")
+    return DataError(f"cannot read shard {path}: {words(error)}")
 
 
 @dataclass
