@@ -48,6 +48,7 @@ class Web:
     port: int = 0
     requests: list[Request] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
+    lock: Any = field(default_factory=threading.Lock)
 
     def url(self, name: str, secret: str = "") -> str:
         """The address of a file, with `user:password@` where asked for."""
@@ -80,8 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         start, stop = (int(asked[1]), int(asked[2]) + 1 if asked[2] else None) if asked else (0, None)
-        request = Request(len(web.requests), path.lstrip("/"), query, start, stop, self.headers)
-        web.requests.append(request)
+        with web.lock:
+            request = Request(len(web.requests), path.lstrip("/"), query, start, stop, self.headers)
+            web.requests.append(request)
         time.sleep(web.delay)
         with contextlib.suppress(ConnectionError):
             self._answer(request, web.trouble(request))
@@ -120,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         if ranged and request.start >= len(data):
             return self._refuse(416, {"Content-Range": f"bytes */{len(data)}"})
         start, stop = (request.start, min(request.stop or len(data), len(data))) if ranged else (0, len(data))
+        body = data[start : start + (stop - start) // 2] if trouble in ("truncate", "stall") else data[start:stop]
+        with self.web.lock:  # before anybody can have seen anything of the answer
+            self.web.sent[request.name] += len(body)
         self.send_response(206 if ranged else 200)
         self.send_header("Content-Length", str(stop - start))
         if ranged:
@@ -127,16 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.web.tags:
             self.send_header("ETag", tag)
         self.end_headers()
-        self._write(request.name, data[start:stop], trouble)
-        return None
-
-    def _write(self, name: str, body: bytes, trouble: str | None) -> None:
-        body = body[: len(body) // 2] if trouble in ("truncate", "stall") else body
         self.wfile.write(body)
-        self.wfile.flush()
-        self.web.sent[name] += len(body)
         if trouble == "stall":
             time.sleep(60)
+        return None
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""

@@ -65,5 +65,7 @@ def pause(failures: int, wish: float | None = None) -> float:
 
 def words(error: BaseException) -> str:
     """What an error says, in one line and without anybody's secrets."""
-    said = (isinstance(error, OSError) and error.strerror) or str(error)
-    return redacted_text(" ".join(str(said).split()) or type(error).__name__)
+    said = " ".join(str((isinstance(error, OSError) and error.strerror) or error).split())
+    if isinstance(error, FileNotFoundError) and " " not in said:  # the name alone
+        said = "no such file"
+    return redacted_text(said or type(error).__name__)
