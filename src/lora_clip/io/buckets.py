@@ -57,6 +57,7 @@ def client(address: str) -> Any:
                 fsspec.asyn.reset_lock()  # the parent's loop has no thread here
                 _clients.clear()
             _clients[key] = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+            _clients[key].retries = 1  # s3fs counts its own tries, and ours are enough
         return _clients[key]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from lora_clip.io.retry import ChangedError
@@ -16,7 +17,8 @@ TAGS = ("ETag", "etag", "sha256", "blob_id", "generation", "md5Hash", "mtime", "
 def stamp_from(info: Mapping[str, Any]) -> Stamp:
     """The stamp of what a file system of fsspec says of an object."""
     known = {**info, **(info.get("lfs") or {}), "size": info.get("size")}
-    return int(known["size"] or 0), next((str(known[tag]).strip('"') for tag in TAGS if known.get(tag)), "")
+    tag = next((known[tag] for tag in TAGS if known.get(tag)), "")
+    return int(known["size"] or 0), str(tag.timestamp() if isinstance(tag, datetime) else tag).strip('"')
 
 
 def compare(expected: Stamp, found: Stamp) -> None:
