@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import lora_clip
 from helpers.bucket import Bucket, s3_bucket
 from helpers.images import write_shards
 from helpers.jobs import check_layout, identities, new_folder, nursery, snapshot, wait_for
 from helpers.web import Request, serving
 
+DEMO = Path(lora_clip.__file__).parent / "demo"
 SIZES = [40, 0, 70, 30]
 IMAGES = sum(SIZES)
 OPTIONS = ("data=shards", "data.batch_size=8", "data.num_workers=2")
@@ -122,3 +126,23 @@ def test_a_server_that_stays_broken_is_one_message(shards: Path) -> None:
     (message,) = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
     assert message.startswith("error: data.shards=http://127.0.0.1") and "HTTP 403" in message
     assert "sesame" not in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_a_base_and_an_adapter_come_from_a_bucket_once_for_all_ranks(bucket: Bucket, shards: Path) -> None:
+    for part in ("base", "adapter"):
+        for file in (DEMO / part).iterdir():
+            bucket.put(f"models/{part}/{file.name}", file)
+    bucket.put("models/base/pytorch_model.bin", b"a pickle, which is never fetched")
+    output, cache, here = new_folder() / "output", new_folder(), new_folder() / "output"
+    model = ("model.base=s3://photos/models/base", "model.adapter=s3://photos/models/adapter")
+    where = (*OPTIONS, f"data.shards={shards}", "data.limit=20")
+    nursery().predict(*where, f"output_dir={here}").expect(0)
+    for _ in range(2):
+        shutil.rmtree(output, ignore_errors=True)
+        options = {"ranks": 2, **bucket.environment, "XDG_CACHE_HOME": str(cache)}
+        nursery().predict(*where, *model, f"output_dir={output}", **options).expect(0)
+        assert embeddings(output) == embeddings(here)
+        copies = [path for path in (cache / "lora_clip").iterdir() if path.is_dir()]
+        assert len(copies) == 2 and not list(cache.rglob("*.bin"))
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert "s3://photos/models/base" in json.dumps(manifest) and str(cache) not in json.dumps(manifest)

@@ -340,7 +340,7 @@ def test_single_addresses_lists_and_local_paths_go_together(web: Web, shards: li
         ("http://127.0.0.1:{port}/none.tar", DataError, "none.tar: HTTP 404.*no such file"),
         ("http://127.0.0.1:{port}/*.tar", ConfigError, "cannot be listed: name each file, or give a brace pattern"),
         ("ftp://host/0.tar", ConfigError, r"ftp:// is not read; http://, https://, s3://, gs://, hf://"),
-        ("s3://me:word@bucket/0.tar", ConfigError, r"shards=s3://bucket/0.tar: a password in the address is not taken"),
+        ("s3://me:word@bucket/0.tar", ConfigError, r"s3://bucket/0.tar: a password in the address is not taken"),
         ("pipe:cat x", ConfigError, "pipe: runs a command"),
     ],
 )

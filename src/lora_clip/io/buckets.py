@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+from lora_clip.errors import ConfigError
 from lora_clip.extras import require
-from lora_clip.io.addresses import scheme_of
+from lora_clip.io.addresses import redacted, scheme_of
 from lora_clip.io.retry import ChangedError, TransientError
 from lora_clip.io.stamps import Stamp, compare, stamp_from
 
@@ -44,9 +45,14 @@ os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock
 def client(address: str) -> Any:
     """The file system of an address, made in the process that asks.
 
-    Raises ConfigError where its package is not installed.
+    Raises ConfigError where its package is not installed, and for a password in the address.
     """
     scheme = scheme_of(address)
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            f"{redacted(address)}: a password in the address is not taken for {scheme}://; it belongs where the "
+            "cloud's own tools look for it (environment variables, its configuration files, the machine's role)"
+        )
     require(*SCHEMES[scheme])
     import fsspec.asyn
 

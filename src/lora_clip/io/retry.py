@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from lora_clip.errors import LoraClipError
 from lora_clip.io.addresses import redacted_text
 
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ def persist(attempt: Callable[[], Result], reached: Callable[[], int] = lambda: 
     while True:
         try:
             return attempt()
-        except (ChangedError, *LASTING, *OURS):
+        except (ChangedError, LoraClipError, *LASTING, *OURS):
             raise
         except Exception as error:
             now = reached()

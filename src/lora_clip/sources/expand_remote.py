@@ -56,17 +56,15 @@ def _addresses(pattern: str) -> list[str]:
 
 
 def _check(address: str) -> None:
-    """Raises ConfigError for what cannot be read or listed."""
+    """Raises ConfigError for what cannot be read or listed, or needs a package that is not installed."""
     scheme, name = scheme_of(address), redacted(address)
     if scheme not in FILES:
         known = ", ".join(f"{known}://" for known in FILES)
         raise ConfigError(f"data.shards={name}: {scheme}:// is not read; {known} and local paths are")
-    if scheme in buckets.SCHEMES and "@" in address.partition("://")[2].partition("/")[0]:
-        raise ConfigError(
-            f"data.shards={name}: a password in the address is not taken for {scheme}://; it belongs where the cloud's "
-            "own tools look for it (environment variables, its configuration files, the machine's role)"
-        )
-    if scheme not in buckets.SCHEMES and has_magic(address.partition("?")[0]):
+    if scheme in buckets.SCHEMES:
+        buckets.client(address)
+        return
+    if has_magic(address.partition("?")[0]):
         raise ConfigError(f"data.shards={name}: {scheme}:// cannot be listed: name each file, or give a brace pattern")
 
 
