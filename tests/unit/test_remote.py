@@ -287,14 +287,14 @@ def test_a_file_that_became_shorter_is_an_error(web: Web) -> None:
 @pytest.fixture
 def shards(web: Web) -> list[Path]:
     """Three tars on the server, one of them without an image."""
-    return write_shards(web.folder, [7, 0, 300])
+    return write_shards(web.folder, [7, 0, 60])
 
 
 def test_images_come_from_addresses_as_from_files(web: Web, shards: list[Path]) -> None:
     there, here = TarSource(web.url("{00000..00002}.tar")), TarSource(str(web.folder))
     assert read_all(there) == read_all(here)
     found = list(there.shards([]))
-    assert [shard.images for shard in found] == [7, 0, 300]
+    assert [shard.images for shard in found] == [7, 0, 60]
     again = list(map(Shard.from_json, map(Shard.to_json, found)))
     asked = sent(web)
     assert list(there.shards(again)) == found and sent(web) == asked + 3, "unchanged: nothing is read"
@@ -397,3 +397,14 @@ def test_a_password_does_not_follow_to_where_a_server_sends_us(web: Web, tmp_pat
         with open_ranges(web.url("x", "me:secret@")) as file:
             assert file.read_at(0, 99) == b"elsewhere"
         assert other.requests and not any(request.headers.get("Authorization") for request in other.requests)
+
+
+def test_one_address_that_cannot_be_had_ends_the_listing_of_all(web: Web, shards: list[Path]) -> None:
+    web.trouble = lambda request: "403" if request.name == "00001.tar" else None
+    with pytest.raises(DataError, match=r"00001.tar: HTTP 403"):
+        expand(web.url("{00000..00002}.tar"))
+
+
+def test_a_host_that_there_is_not_is_told_after_few_tries() -> None:
+    with pytest.raises(OSError, match=r"given up after 4 tries: .*[Nn]ame"):
+        open_ranges("http://no-such-host.invalid/x.tar")

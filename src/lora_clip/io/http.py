@@ -82,7 +82,8 @@ class HttpFile:
             with closing(error):
                 raise _refusal(error) from None
         except urllib.error.URLError as error:
-            raise TransientError(f"{error.reason}") from None
+            cause = error.reason if isinstance(error.reason, Exception) else None
+            raise TransientError(f"{error.reason}") from cause
         except http.client.HTTPException as error:
             raise TransientError(f"the connection broke off ({type(error).__name__})") from None
 

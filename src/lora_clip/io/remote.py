@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -53,11 +53,14 @@ def note_listed(stamps: dict[str, Stamp]) -> None:
         _listed.update(stamps)
 
 
-def look_at(addresses: Iterable[str]) -> dict[str, Stamp | OSError]:
-    """The stamps of many files, several asked at a time; in place of one an OSError that says why there is none."""
-    with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="lora-clip listing") as pool:
-        asked = {address: pool.submit(_look, address) for address in addresses}
-        return {address: answer.result() for address, answer in asked.items()}
+def look_at(addresses: Iterable[str]) -> Iterator[tuple[str, Stamp | OSError]]:
+    """The stamps of many files, in order, several asked for at a time; or the OSError that says why there is none."""
+    pool = ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="lora-clip listing")
+    try:
+        asked = [(address, pool.submit(_look, address)) for address in addresses]
+        yield from ((address, answer.result()) for address, answer in asked)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look(address: str) -> Stamp | OSError:

@@ -12,13 +12,15 @@ from lora_clip.errors import LoraClipError
 from lora_clip.io.addresses import redacted_text
 
 Result = TypeVar("Result")
-TRIES = 9
+TRIES, FEW_TRIES = 9, 4
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 """Seconds; each pause is twice the one before, and all nine tries take most of a minute."""
 LONGEST_WISH = 600.0
 """Seconds that a server may ask us to stay away for."""
 PROGRESS = 64 << 10
 """Bytes after which a connection that broke again counts as a first failure."""
+DOUBTFUL = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError", "gaierror"}
+"""What is a mistake more often than a moment's trouble: no credentials, no such host. Told after few tries."""
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 OURS = (TypeError, AttributeError, LookupError, NameError, AssertionError, ImportError)
 
@@ -52,9 +54,14 @@ def persist(attempt: Callable[[], Result], reached: Callable[[], int] = lambda: 
         except Exception as error:
             now = reached()
             failures, before = (failures + 1 if now - before < PROGRESS else 1), now
-            if failures >= TRIES:
-                raise OSError(errno.EIO, f"given up after {TRIES} tries: {words(error)}") from error
+            if failures >= _most_tries(error):
+                raise OSError(errno.EIO, f"given up after {failures} tries: {words(error)}") from error
             time.sleep(pause(failures, getattr(error, "after", None)))
+
+
+def _most_tries(error: BaseException) -> int:
+    kinds = {type(one).__name__ for one in (error, error.__cause__) if one is not None}
+    return FEW_TRIES if kinds & DOUBTFUL else TRIES
 
 
 def pause(failures: int, wish: float | None = None) -> float:

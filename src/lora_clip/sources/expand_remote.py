@@ -83,7 +83,7 @@ def _expand(name: str, there: dict[str, Stamp | OSError]) -> list[str]:
         below = _asked(name, lambda: buckets.list_below(name))
         tars = {address: stamp for address, stamp in below.items() if address.endswith(".tar")}
         return _kept(name, tars, f"{name} is a folder without a .tar file")
-    raise DataError(f"data.shards={name}: {words(found)}")
+    raise DataError(f"data.shards={name}: {words(found)}") from found
 
 
 def _is_folder(name: str) -> bool:
@@ -114,4 +114,8 @@ def _look(names: Iterable[str]) -> dict[str, Stamp | OSError]:
     for folder, each in whole.items():
         listed = _asked(folder, partial(buckets.list_folder, folder))
         found |= {name: listed.get(name) or FileNotFoundError(errno.ENOENT, "no such file") for name in each}
-    return found | look_at(name for folder, each in folders.items() if folder not in whole for name in each)
+    for name, known in look_at(name for folder, each in folders.items() if folder not in whole for name in each):
+        if isinstance(known, OSError) and not isinstance(known, FileNotFoundError | IsADirectoryError):
+            raise DataError(f"data.shards={name}: {words(known)}") from known  # the others would fare no better
+        found[name] = known
+    return found
