@@ -10,8 +10,10 @@ from typing import Any
 
 import fsspec
 import pytest
+from huggingface_hub import constants
 
 from helpers.bucket import NAME, Bucket, s3_bucket
+from helpers.hub import Hub, hub
 from helpers.images import write_shards
 from lora_clip import extras
 from lora_clip.errors import ConfigError, DataError
@@ -45,7 +47,7 @@ def shards(tmp_path: Path) -> list[Path]:
     return write_shards(tmp_path / "shards", [7, 0, 30])
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=["s3", "hf", "memory"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that puts a file into a store and returns its address, for each kind of store."""
     if request.param == "s3":
@@ -53,6 +55,11 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         for name, value in bucket.environment.items():
             monkeypatch.setenv(name, value)
         yield bucket.put
+        return
+    if request.param == "hf":
+        with hub() as served:
+            visit(served, monkeypatch)
+            yield lambda key, content: served.put(key, content if isinstance(content, bytes) else content.read_bytes())
         return
     files = fsspec.filesystem("memory")
     files.store.clear()
@@ -63,6 +70,13 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
     yield put
     files.store.clear()
+
+
+def visit(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", served.address)
+    template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(buckets, "_clients", {})
 
 
 def samples(source: TarSource) -> list[Any]:
@@ -107,6 +121,7 @@ def test_what_is_not_there_is_said(store: Any, name: str, words: str) -> None:
         expand(f"{folder}/{name}")
 
 
+@pytest.mark.parametrize("store", ["s3", "memory"], indirect=True)
 def test_an_object_that_changes_underneath_is_an_error_that_says_so(store: Any) -> None:
     address = store("changing", bytes(9 * 16384))
     with open_ranges(address) as file:
@@ -117,6 +132,24 @@ def test_an_object_that_changes_underneath_is_an_error_that_says_so(store: Any) 
         store("changing", b"shorter")
         with pytest.raises(ChangedError, match="not what it was when it was listed"):
             file.read_at(5 * 16384, 10)
+
+
+def test_a_file_of_the_hub_is_read_from_the_commit_in_which_it_was_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub() as served:
+        visit(served, monkeypatch)
+        address = served.put("shards/0.tar", bytes(9 * 16384))
+        with open_ranges(address) as file:
+            file.read_at(0, 10)
+            served.put("shards/0.tar", b"1" * 40 * 16384)
+            assert file.read_at(7 * 16384, 10) == bytes(10)
+            remote._spools.clear()
+        with open_ranges(address, file.stamp) as again, pytest.raises(ChangedError, match="not what it was"):
+            again.read_at(0, 10)
+        served.requests.clear()
+        with open_ranges(address) as now:
+            assert now.read_at(0, now.size) == b"1" * now.size
+    asked = [path for path in served.requests if "/resolve/" not in path]
+    assert len(asked) < 16 < now.size / 16384, "a shard costs a few questions, and not each of its blocks"
 
 
 def test_a_forked_process_makes_a_client_of_its_own(store: Any) -> None:

@@ -132,6 +132,48 @@ class S3File(BucketFile):
                 offset += len(chunk)
 
 
+class HubFile(BucketFile):
+    """A file of a Hugging Face repository, read from the commit in which it was seen to be the listed one.
+
+    A commit never changes, so that nothing need be asked after each range; and a listing of its folder may be long.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self._pinned, self._pinning = "", threading.Lock()
+
+    def look(self) -> Stamp:
+        """The file's stamp, asked for anew. Raises FileNotFoundError where there is no such file."""
+        return self._look(client(self._address).resolve_path(self._path))
+
+    def _look(self, where: Any, revision: str | None = None) -> Stamp:
+        which = {"repo_type": where.repo_type, "revision": revision or where.revision}
+        found = client(self._address)._api.get_paths_info(where.repo_id, [where.path_in_repo], **which)
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        if not hasattr(found[0], "size"):
+            raise IsADirectoryError(errno.EISDIR, "a folder, and no file")
+        return stamp_from({"size": found[0].size, "lfs": found[0].lfs, "blob_id": found[0].blob_id})
+
+    def fetch(self, start: int, stop: int, expected: Stamp, take: Take) -> None:
+        """The bytes [start, stop), given to `take`. Raises ChangedError where the file is not the `expected` one."""
+        with self._pinning:
+            self._pinned = self._pinned or self._pin(expected)
+        data = client(self._address).cat_file(self._pinned, start=start, end=stop)
+        if len(data) != stop - start:
+            raise TransientError(f"{len(data)} bytes came, {stop - start} were asked for")
+        take(start, data)
+
+    def _pin(self, expected: Stamp) -> str:
+        from huggingface_hub.constants import REPO_TYPES_URL_PREFIXES
+
+        files = client(self._address)
+        where = files.resolve_path(self._path)
+        commit = files._api.repo_info(where.repo_id, repo_type=where.repo_type, revision=where.revision).sha
+        compare(expected, self._look(where, commit))
+        return f"{REPO_TYPES_URL_PREFIXES.get(where.repo_type, '')}{where.repo_id}@{commit}/{where.path_in_repo}"
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of botocore stands for, or None."""
     response = getattr(error.__cause__ or error, "response", None)

@@ -21,7 +21,9 @@ FILES: dict[str, Callable[[str], RemoteFile]] = {
     "http": HttpFile,
     "https": HttpFile,
     "s3": buckets.S3File,
-    **dict.fromkeys(("gs", "hf", "memory"), buckets.BucketFile),
+    "gs": buckets.BucketFile,
+    "hf": buckets.HubFile,
+    "memory": buckets.BucketFile,
 }
 """By scheme. Another one that fsspec reads is a line here and one in `buckets.SCHEMES`."""
 SPOOLS = 2
