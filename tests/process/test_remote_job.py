@@ -15,9 +15,9 @@ import pytest
 
 import lora_clip
 from helpers.bucket import Bucket, s3_bucket
+from helpers.hostile import Request, serving
 from helpers.images import write_shards
 from helpers.jobs import check_layout, identities, new_folder, nursery, snapshot, wait_for
-from helpers.web import Request, serving
 
 DEMO = Path(lora_clip.__file__).parent / "demo"
 SIZES = [40, 0, 70, 30]

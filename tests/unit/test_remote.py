@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from helpers.hostile import Request, Web, serving
 from helpers.images import tar_bytes, write_shards
-from helpers.web import Request, Web, serving
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io import http, remote, retry, spool
 from lora_clip.io.addresses import redacted, redacted_text, remember
@@ -298,6 +298,7 @@ def test_images_come_from_addresses_as_from_files(web: Web, shards: list[Path]) 
     again = list(map(Shard.from_json, map(Shard.to_json, found)))
     asked = sent(web)
     assert list(there.shards(again)) == found and sent(web) == asked + 3, "unchanged: nothing is read"
+    assert not any(map(there.check, again)) and sent(web) == asked + 6, "nor is it for verify"
 
 
 def test_a_hostile_server_costs_no_image(web: Web, shards: list[Path]) -> None:

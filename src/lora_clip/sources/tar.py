@@ -145,8 +145,12 @@ class TarSource:
                 position += 1
 
     def check(self, shard: Shard) -> str | None:
-        """How the tar's images differ from those that were embedded: by their names and sizes."""
-        now = scan(shard.id, shard.path, self.image_keys)
+        """How the tar's images differ from those that were embedded: by their names and sizes.
+
+        A remote one is not downloaded for this: its ETag or version says more.
+        """
+        versioned = is_remote(shard.path) and TarState.of(shard).stamp[1]
+        now = scan(shard.id, shard.path, self.image_keys, shard if versioned else None)
         same = now.digest == shard.digest
         return None if same else f"has {now.images} images now, or others; {shard.images} were embedded"
 
