@@ -142,7 +142,7 @@ class Data:
 
     shards: Annotated[
         Shards,
-        "WebDataset shards: a folder of tars, a path, a glob, a brace pattern, or a list of these",
+        "WebDataset shards: a folder of tars, a path, an address (s3://…), a glob, a brace pattern, or a list of these",
         "the demo's",
     ] = None
     folder: Annotated[FolderOrNull, "a folder of images, at any depth, in place of shards"] = None

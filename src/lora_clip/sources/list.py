@@ -17,12 +17,13 @@ from lora_clip.errors import DataError
 from lora_clip.io.ranges import open_ranges, scheme_of
 from lora_clip.sources.base import Shard, next_id
 from lora_clip.sources.columns import URL_NAMES, Roles, find
-from lora_clip.sources.expand import Wanted, expand
+from lora_clip.sources.expand import expand
 from lora_clip.sources.fetch import SCHEMES, fetch
 from lora_clip.sources.files import LASTING, UnreadableError, read_file
 from lora_clip.sources.list_rows import SUFFIXES, Malformed, RowList, Run, open_list
 from lora_clip.sources.names import image_name
 from lora_clip.sources.read_ahead import ReadAhead
+from lora_clip.sources.wanted import Wanted
 from lora_clip.types import RawSample, WorkRange
 
 KIND = "list"
