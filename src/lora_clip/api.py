@@ -55,9 +55,9 @@ def load_embedder(
 
     `base` and `adapter` are folders or names on the Hugging Face hub; the adapter names its base where none is given;
     a mapping of adapters to weights is their sum.
-    `device` auto: a CUDA GPU if there is one, else the CPU. `dtype` (auto, float32, bfloat16, float16), `batch_size`
-    (images at a time, or auto), `compile`, `decode` (exact, fast) and `orientation`
-    (ignore, exif) mean what they mean in the job's configuration.
+    `device` auto: a CUDA GPU if there is one, else the CPU. `dtype` (auto, float32, bfloat16, float16, int8, fp8),
+    `batch_size` (images at a time, or auto), `compile`, `decode` (exact, fast) and `orientation` (ignore, exif) mean
+    what they mean in the job's configuration.
     Raises ModelError, AdapterError or ConfigError: never is the base model taken for the adapted one.
     """
     where = _resolve_device(device)

@@ -64,9 +64,25 @@ def is_function_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.]+", value) is not None
 
 
+def is_duration(value: Any) -> bool:
+    """Accepts seconds, more than none."""
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
 def is_share(value: Any) -> bool:
     """Accepts numbers from 0 to 1."""
     return type(value) in (int, float) and 0 <= value <= 1
+
+
+def is_embed(value: Any) -> bool:
+    """Accepts image, or a list of image and perhaps text."""
+    kinds = [value] if isinstance(value, str) else value
+    return isinstance(kinds, list) and kinds in (["image"], ["image", "text"], ["text", "image"])
+
+
+def has_target(value: Any) -> bool:
+    """Accepts what Hydra can make an object of."""
+    return isinstance(value, dict) and is_name(value.get("_target_"))
 
 
 def is_sum(value: Any) -> bool:
@@ -81,6 +97,7 @@ AUTO, NULL = one_of("auto"), one_of(None)
 # reads as a number, to "20241005" for a str. So OmegaConf checks the names of keys, and `check` their values.
 Anything = Annotated[Any, Takes("what Lightning takes", lambda value: True)]
 Flag = Annotated[Any, Takes("true or false", lambda value: isinstance(value, bool))]
+Seconds = Annotated[Any, Takes("a number of seconds", is_duration)]
 Share = Annotated[Any, Takes("a number from 0 to 1", is_share)]
 BatchSize = Annotated[Any, Takes("a number of images, 1 or more, or auto", either(AUTO, at_least(1)))]
 Workers = Annotated[Any, Takes("a number of processes, 0 or more, or auto", either(AUTO, at_least(0)))]
@@ -94,15 +111,23 @@ ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL,
 Adapters = Annotated[
     Any,
     Takes(
-        "a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of names and null",
-        either(NULL, is_name, is_sum, some_of(either(NULL, is_name))),
+        "a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of these",
+        either(NULL, is_name, is_sum, some_of(either(NULL, is_name, is_sum))),
     ),
+]
+Embedded = Annotated[
+    Any, Takes("image or [image,text] (texts alone, a file with one a line: lora-clip embed-text FILE)", is_embed)
 ]
 Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 ComputeType = Annotated[
-    Any, Takes("auto, float32, bfloat16 or float16", one_of("auto", "float32", "bfloat16", "float16"))
+    Any,
+    Takes(
+        "auto, float32, bfloat16, float16, int8 or fp8",
+        one_of("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
+    ),
 ]
+LoggerOf = Annotated[Any, Takes("one of conf/logger/, or null", either(NULL, has_target))]
 OutputType = Annotated[Any, Takes("float16 or float32", one_of("float16", "float32"))]
 
 
@@ -119,6 +144,10 @@ class Data:
         "the demo's",
     ] = None
     folder: Annotated[FolderOrNull, "a folder of images, at any depth, in place of shards"] = None
+    parquet: Annotated[
+        Shards,
+        "Parquet files with a column of image bytes, or of {bytes, path}: a folder, path, glob or a list of these",
+    ] = None
     batch_size: Annotated[BatchSize, "images per device and batch; auto: 256 on a GPU, 64 on a CPU"] = "auto"
     num_workers: Annotated[Workers, "decoding processes per rank; auto: the machine's cores, shared by its ranks"] = (
         "auto"
@@ -127,11 +156,14 @@ class Data:
     decode: Annotated[
         Decoding, "fast: JPEGs much larger than the model's input are decoded at a part of their size"
     ] = "exact"
+    decode_seconds: Annotated[Seconds, "an image that takes its decoder longer than so many seconds is rejected"] = 120
     orientation: Annotated[
         Orientation, "exif: turn photographs upright by their EXIF tag; ignore: as transformers' processors do"
     ] = "ignore"
     image_key: Annotated[
-        Extensions, "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image"
+        Extensions,
+        "only members with this WebDataset extension: jpg leaves 000.seg.png out; null: every image; "
+        "of Parquet: the column of images",
     ] = None
     stages: Annotated[
         Functions, "stages of your own between reading and decoding, as in [mine:only_wide,mine:lower_case]"
@@ -153,11 +185,13 @@ class Model:
     adapter: Annotated[
         Adapters,
         "an adapter: hub name (name@revision) or folder; {a: 0.7, b: 0.3} a weighted sum; null: the base model alone; "
-        "[a,b,null]: each image is read once and embedded with each, an output each below output_dir",
+        "[a,{a: 0.7, b: 0.3},null]: each image is read once and embedded with each, an output each below output_dir",
         "the demo's",
     ] = MISSING
     dtype: Annotated[
-        ComputeType, "of the computation; auto: bfloat16 on a device that computes in it, else float32"
+        ComputeType,
+        "of the computation; auto: float16 on a GPU, bfloat16 on a CPU that computes in it, else float32; "
+        "int8, fp8: layers quantized by torchao",
     ] = "auto"
     compile: Annotated[Flag, "torch.compile: slower to start, pays on long jobs"] = False
 
@@ -191,10 +225,16 @@ class Config:
     output: Output = field(default_factory=Output)
     # a dict, because it is open to every argument of Lightning's
     trainer: dict[str, Any] = field(default_factory=lambda: asdict(Trainer()), metadata={"group": Trainer})
+    embed: Annotated[Embedded, "what is embedded; [image,text]: captions too, into text_emb/"] = field(
+        default_factory=lambda: ["image"]
+    )
     output_dir: Annotated[Folder, "where the embeddings go; in a sweep each point gets a folder of its own below"] = (
         "outputs"
     )
     resume: Annotated[Flag, "do only what is missing; false: discard what output_dir holds and begin anew"] = True
+    logger: Annotated[
+        LoggerOf, "where the figures of the run go while it runs: one of Lightning's loggers; null: nowhere"
+    ] = None
     index: Annotated[Flag, "true: build an index for searching when all is embedded"] = False
     max_reject_fraction: Annotated[
         Share, "end a run of which more than this share of the images is rejected; 1: never"
@@ -205,12 +245,20 @@ OPTIONS = {
     "data": {
         "demo": "the pictures that come with the project",
         "folder": "a folder of images: data.folder=…",
+        "parquet": "Parquet files with images in them: data.parquet=…",
         "shards": "WebDataset shards: data.shards=…",
     },
     "model": {
         "clip": "a CLIP model of yours: model.base=… model.adapter=…; chosen by itself where one of these is typed",
         "demo": "the small CLIP and the adapter that come with the project",
         "demo_base": "the same CLIP without the adapter",
+    },
+    "logger": {
+        "csv": "a CSV file: output_dir/logs/csv/version_0/metrics.csv",
+        "tensorboard": "TensorBoard's files: tensorboard --logdir output_dir/logs",
+        "wandb": "Weights & Biases; logger.offline=true: without a network",
+        "mlflow": "an MLflow server: logger.tracking_uri=… or MLFLOW_TRACKING_URI; without: output_dir/mlflow.db",
+        "prometheus": "a text file for node_exporter's textfile collector: logger.path=…",
     },
     "debug": {"small": "16 images in one process, for a debugger"},
 }

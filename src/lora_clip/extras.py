@@ -9,6 +9,8 @@ import sys
 from lora_clip.errors import ConfigError
 
 SEARCH = "lora-clip[search]"
+QUANTIZATION = "lora-clip[quantization]"
+EXPORT = "lora-clip[export]"
 
 
 def installed(module: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPT = "lora-clip"
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -21,6 +22,14 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 def count_of(number: int, thing: str) -> str:
     """`1 shard`, `1,000 shards`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def size_of(number: float) -> str:
+    """`740 B`, `1.2 GB`: bytes in units of a thousand."""
+    power = 0
+    while number >= 1000 and power < len(UNITS) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.0f} B" if power == 0 else f"{number:.1f} {UNITS[power]}"
 
 
 def command(*words: str | Path) -> str:

@@ -13,17 +13,22 @@ An image's identity is (shard, position): the shard's id and the image's ordinal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch  # who only lists or packs files need not wait for it
 
 
+UNCOUNTED = 2**62
+"""In place of a number of images, where nobody has looked into the shard yet."""
+
+
 class WorkRange(NamedTuple):
     """A run of positions [start, stop) of one shard: the unit that a worker reads and a writer commits.
 
-    It is cut into batches from `start` on, so that a row's batch does not depend on who takes the range.
+    It is cut into batches from `start` on, so that a row's batch does not depend on who takes the range. `stop` is
+    UNCOUNTED in a plan where it is the end of a shard that nobody has counted yet; never in a batch.
     """
 
     shard: int
@@ -73,6 +78,11 @@ class ImageRow:
     url: str | None
     metadata: str | None
 
+    @property
+    def text(self) -> str:
+        """The caption as a text to embed and to ask for; empty where there is none."""
+        return (self.caption or "").strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:
@@ -91,6 +101,8 @@ class PreprocessSpec:
 
     Sizes in pixels; `resize` None leaves the size as it is. `interpolation` is the name of one of Pillow's filters.
     `orientation` is what is done with the EXIF tag: `ignore`, as transformers' processors do, or `exif`: turn upright.
+    As open_clip has it: `longest`, the resize is that of the longest edge; `centre`, where half a pixel of the crop is
+    rounded (`floor`, transformers', or `round`, torchvision's).
     """
 
     resize: int | tuple[int, int] | None
@@ -100,18 +112,21 @@ class PreprocessSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     orientation: str = "ignore"
+    longest: bool = False
+    centre: str = "floor"
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as plain JSON values, for the fingerprint; `orientation` only where it is not the default."""
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return values if self.orientation != "ignore" else {k: v for k, v in values.items() if k != "orientation"}
+        """The spec as plain JSON values, for the fingerprint; what has a default only where it is something else."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
 
 
 @dataclass(slots=True)
 class PixelBatch:
     """Some images of one work range, decoded: `pixels_BCHW` uint8, of which the first `len(rows)` are images.
 
-    `last` marks the end of the range; `seconds` is the worker time spent on the batch, by stage.
+    `last` marks the end of the range; `seconds` is the worker time spent on the batch, by stage, `bytes` what was read
+    of encoded images. With the last batch of a range comes its shard as JSON, if a worker had to count it (`counted`).
     """
 
     pixels_BCHW: torch.Tensor
@@ -120,6 +135,8 @@ class PixelBatch:
     work: WorkRange
     last: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+    counted: Mapping[str, Any] | None = None
 
     def to(self, device: torch.device) -> PixelBatch:
         """The same batch with its pixels on `device`; Lightning calls this to move a batch."""
@@ -136,10 +153,15 @@ class PixelBatch:
 
 @dataclass(slots=True)
 class EmbeddedBatch:
-    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included."""
+    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included.
+
+    `texts_BD` are those of its captions, in the same places; None where only images are embedded.
+    """
 
     embeddings_BD: torch.Tensor
     rows: list[ImageRow]
     rejects: list[Reject]
     work: WorkRange
     last: bool
+    counted: Mapping[str, Any] | None = None
+    texts_BD: torch.Tensor | None = None

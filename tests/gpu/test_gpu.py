@@ -13,8 +13,8 @@ from helpers.jobs import check_layout, new_folder, predict, snapshot, start, uni
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.monitor.devices import open_gauge
 from lora_clip.monitor.stopwatch import DeviceStopwatch
-from lora_clip.output.writer import _begin_copy
-from lora_clip.types import WorkRange
+from lora_clip.output.writer import _hand_over
+from lora_clip.types import EmbeddedBatch, WorkRange
 
 GPU = ("trainer.accelerator=gpu", "trainer.devices=1")
 SMALL_BATCHES = ("data.batch_size=8", "data.num_workers=2")
@@ -29,9 +29,9 @@ def embed(*overrides: str) -> Path:
     return output
 
 
-def embeddings(output: Path) -> np.ndarray:
+def embeddings(output: Path, kind: str = "img_emb") -> np.ndarray:
     """All embeddings (N, D) of an output, float32, in the order of the input."""
-    return np.concatenate([np.load(path) for path in sorted((output / "img_emb").iterdir())]).astype(np.float32)
+    return np.concatenate([np.load(path) for path in sorted((output / kind).iterdir())]).astype(np.float32)
 
 
 def lowest_cosine(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
@@ -53,6 +53,13 @@ def test_every_dtype_is_close_to_float32_on_a_cpu(dtype: str, least: float) -> N
     mean_D = expected_ND.mean(axis=0)
     assert lowest_cosine(found_ND, expected_ND) >= least
     assert lowest_cosine(found_ND - mean_D, expected_ND - mean_D) >= least
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.9999), ("auto", 0.999)])
+def test_captions_are_close_to_float32_on_a_cpu(dtype: str, least: float) -> None:
+    both = ("embed=[image,text]", "output.dtype=float32")
+    expected_ND = embeddings(uninterrupted(*both, "model.dtype=float32"), "text_emb")
+    assert lowest_cosine(embeddings(embed(*both, f"model.dtype={dtype}"), "text_emb"), expected_ND) >= least
 
 
 def test_a_compiled_model_gives_what_an_eager_one_does() -> None:
@@ -120,14 +127,16 @@ def test_pixels_from_the_ring_arrive_whole_while_its_buffers_are_filled_again() 
 
 def test_the_writers_copy_is_begun_without_waiting_and_whole_after_its_event() -> None:
     for value in range(5):
-        embeddings_BD = torch.zeros(256, 512, device=DEVICE)
+        embeddings_BD, texts_BD = torch.zeros(2, 256, 512, device=DEVICE)
         torch.cuda.synchronize()
         busy(200)
         embeddings_BD += value
-        on_host_BD, event = _begin_copy(embeddings_BD)
-        assert event is not None and not event.query() and on_host_BD.is_pinned()
+        texts_BD -= value
+        _, batch, event = _hand_over(0, EmbeddedBatch(embeddings_BD, [], [], WorkRange(0, 0, 256), True, texts_BD))
+        assert event is not None and not event.query() and batch.texts_BD is not None
+        assert batch.embeddings_BD.is_pinned() and batch.texts_BD.is_pinned()
         event.synchronize()
-        assert on_host_BD.unique().tolist() == [value]
+        assert batch.embeddings_BD.unique().tolist() == [value] and batch.texts_BD.unique().tolist() == [-value]
 
 
 # --- Memory and measures ---

@@ -125,8 +125,10 @@ class Case:
         return functional.normalize(embedding_of(getattr(whole, "get_image_features", whole)(values)), dim=-1)
 
     def values_of(self, base: Path, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """What the checkpoint's own processor makes of images; of DINOv3's, which needs torchvision, its arithmetic."""
+        """What the checkpoint's own processor makes of images; of those that need torchvision, their arithmetic."""
         if not self.processor.endswith("Pil"):
+            if not self.processor_values.get("do_normalize", True):
+                return pixels_BCHW / 255
             mean, std = (
                 torch.tensor(self.processor_values[f"image_{name}"])[:, None, None] for name in ("mean", "std")
             )
@@ -174,6 +176,18 @@ def without_mask(whole: Any, tokens: Any) -> torch.Tensor:
     return embedding_of(whole.get_text_features(input_ids=tokens["input_ids"]))
 
 
+def asked(tokens: Any) -> dict[str, torch.Tensor]:
+    """What BLIP's text encoder takes."""
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+def masked(whole: Any, tokens: Any) -> torch.Tensor:
+    """TIPSv2's text features."""
+    return embedding_of(whole.get_text_features(**asked(tokens)))
+
+
+TIPS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+BARE = {**SQUASH, "do_normalize": False}
 PROJECTED: dict[str, Any] = {"projection_dim": 16}
 BERT = {"type_vocab_size": 2, "max_position_embeddings": 16}
 BERT_TARGETS = ["q_proj", "v_proj", "query", "value"]
@@ -244,6 +258,32 @@ CASES = {
         CLIP_PROCESSOR,
         texts=False,
         vision=None,
+    ),
+    "blip": Case(
+        "BlipForImageTextRetrieval",
+        "BlipConfig",
+        both({**BERT, "encoder_hidden_size": 32}, VISION, image_text_hidden_size=16),
+        "BlipImageProcessorPil",
+        SQUASH,
+        ["qkv", "query", "value"],
+        embed=lambda whole, values: whole.vision_proj(whole.vision_model(values)[0][:, 0]),
+        embed_texts=lambda whole, tokens: whole.text_proj(whole.text_encoder(**asked(tokens))[0][:, 0]),
+    ),
+    "tipsv2": Case("Tipsv2Model", "Tipsv2Config", both({}, TIPS), "Tipsv2ImageProcessor", BARE, embed_texts=masked),
+    "tipsv2_vision_model": Case(
+        "Tipsv2VisionModel", "Tipsv2VisionConfig", TIPS, "Tipsv2ImageProcessor", BARE, texts=False, vision=None
+    ),
+    "vision-text-dual-encoder": Case(
+        "VisionTextDualEncoderModel",
+        "VisionTextDualEncoderConfig",
+        {
+            "vision_config": {**VISION, "model_type": "clip_vision_model"},
+            "text_config": {**TEXT, **BERT, "model_type": "bert"},
+            **PROJECTED,
+        },
+        "CLIPImageProcessorPil",
+        CLIP_PROCESSOR,
+        BERT_TARGETS,
     ),
     "clipseg": Case(
         "CLIPSegModel",

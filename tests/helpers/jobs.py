@@ -270,7 +270,7 @@ def uninterrupted(*overrides: object) -> Path:
 
 # --- What a job left ---------------------------------------------------------------------------------------------
 
-KINDS = ("img_emb", "metadata", "rejects")
+KINDS = ("img_emb", "text_emb", "metadata", "rejects")
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -335,10 +335,22 @@ def check_layout(folder: Path, rows: int, rejects: int = 0) -> None:
         shapes.add((array.shape[1], array.dtype.str))
         found += len(array)
     assert len(shapes) <= 1 and found == rows
+    if (folder / "text_emb").exists():
+        check_texts(folder)
     tables = [pq.read_table(path) for path in sorted((folder / "rejects").glob("*"))]
     assert all(len(table) for table in tables) and sum(map(len, tables)) == rejects
     assert not (folder / "parts").exists()
     assert not [name for name in everything(folder) if name.endswith(".tmp")]
+
+
+def check_texts(folder: Path) -> None:
+    """Assert that text_emb/ has a file for each of img_emb/, of the same shape and dtype, of unit vectors."""
+    npys, texts = ([*sorted((folder / kind).iterdir())] for kind in ("img_emb", "text_emb"))
+    assert [path.name.replace("img_emb", "text_emb") for path in npys] == [path.name for path in texts]
+    for image, text in zip(npys, texts, strict=True):
+        images_ND, texts_ND = (np.load(path, allow_pickle=False) for path in (image, text))
+        assert images_ND.shape == texts_ND.shape and images_ND.dtype == texts_ND.dtype and texts_ND.flags.c_contiguous
+        assert np.abs(np.linalg.norm(texts_ND.astype(np.float32), axis=1) - 1).max() < 2e-3
 
 
 # --- Input -------------------------------------------------------------------------------------------------------

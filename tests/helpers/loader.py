@@ -10,8 +10,10 @@ from typing import Any
 import psutil
 import torch
 
+from lora_clip.loading.counters import SharedMemory
 from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.loading.plan import Plan, make_plan, take_inventory
+from lora_clip.loading.queue import Indices
 from lora_clip.models.preprocess import parse_spec
 from lora_clip.sources.tar import TarSource
 
@@ -23,17 +25,26 @@ def plan_of(source: TarSource, workers: int, batch_size: int, ranks: int = 1) ->
     return make_plan(take_inventory(source), {}, ranks=ranks, workers=workers, batch_size=batch_size)
 
 
-def module(source: TarSource, plan: Plan, workers: int, batch_size: int, rank: int = 0) -> PixelDataModule:
-    """A rank's DataModule, its plan received."""
-    made = PixelDataModule(source, SPEC, batch_size, workers)
-    made.plan = plan.by_rank()[rank]
-    made.trainer = on_device("cpu")
+def modules(source: TarSource, plan: Plan, workers: int, batch_size: int) -> list[PixelDataModule]:
+    """The DataModules of all ranks of a plan, which share its work."""
+    counters = SharedMemory(len(Indices(plan)))
+    found = []
+    for rank in range(len(plan.runs)):
+        made = PixelDataModule(source, SPEC, batch_size, workers)
+        made.plan, made._counters, made.trainer = plan, counters, on_device("cpu", rank)
+        found.append(made)
+    return found
+
+
+def module(source: TarSource, plan: Plan, workers: int, batch_size: int) -> PixelDataModule:
+    """The DataModule of a job of one rank, its plan received."""
+    (made,) = modules(source, plan, workers, batch_size)
     return made
 
 
-def on_device(name: str) -> Any:
+def on_device(name: str, rank: int = 0) -> Any:
     """A stand-in for a Trainer that runs on a device of this kind."""
-    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)), global_rank=rank)
 
 
 if __name__ == "__main__":

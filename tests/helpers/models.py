@@ -43,10 +43,12 @@ def save_base(
     layers: int = 2,
     projection: int = 16,
     dtype: torch.dtype = torch.float32,
+    text_width: int | None = None,
 ) -> Path:
     """A random CLIPModel and its image processor, saved as transformers does; returns the folder.
 
-    The text tower is as wide and as deep as the vision tower, so that only names keep the two apart.
+    The text tower is as wide and as deep as the vision tower, so that only names keep the two apart, unless a
+    `text_width` is given.
     """
     tower = {
         "hidden_size": width,
@@ -56,7 +58,7 @@ def save_base(
     }
     vision = {**tower, "image_size": image_size, "patch_size": patch, "projection_dim": projection}
     tokens = {"vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    text = {**tower, **tokens, "projection_dim": projection}
+    text = {**tower, **tokens, "projection_dim": projection, "hidden_size": text_width or width}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))

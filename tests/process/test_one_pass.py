@@ -72,6 +72,8 @@ def check_each(output: Path, *names: str) -> None:
         manifest = json.loads((output / name / "manifest.json").read_text())
         adapter = None if name == "base" else str(place() / name)
         assert manifest["model"]["adapter"] == adapter
+        assert (proof := manifest["proof"])["cosine"] > 0.9999 and proof["images"] == 2
+        assert proof["reference"] == ("base" if name == "base" else "unmerged")
         assert manifest["fingerprint"] == json.loads((alone(name) / "manifest.json").read_text())["fingerprint"]
 
 

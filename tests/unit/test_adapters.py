@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
 
 from helpers.models import (
     KINDS,
@@ -122,7 +125,10 @@ def check_faithful(base: Path, adapter: Path, kind: str, trained: Path | None = 
 def test_embeddings_are_those_of_the_class_trained_on(
     base: Path, tmp_path: Path, kind: str, name: str, lora: dict[str, Any]
 ) -> None:
-    check_faithful(base, save_adapter(tmp_path / "adapter", base, kind, **lora), kind)
+    adapter = save_adapter(tmp_path / "adapter", base, kind, **lora)
+    if kind == "CLIPVisionModel" and "task_type" in lora:  # PEFT writes no class then, and both towers have these names
+        edit_config(adapter / "adapter_config.json", auto_mapping={"base_model_class": kind})
+    check_faithful(base, adapter, kind)
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"target_modules": "all-linear"}, {"bias": "all"}])
@@ -230,6 +236,54 @@ def test_text_tower_adapter_never_lands_in_the_vision_tower(base: Path, tmp_path
     adapter = save_adapter(tmp_path / "adapter", base, "CLIPTextModel")
     with pytest.raises(AdapterError, match=r"CLIPTextModel.*only the text tower"):
         load(base, adapter)
+
+
+INNER = {"CLIPVisionModel": "", "CLIPTextModel": "", "CLIPEncoder": "encoder."}
+"""What an adapter within a tower is saved from, and where its names begin."""
+
+
+@pytest.mark.parametrize("kind", INNER)
+def test_an_adapter_that_fits_both_towers_says_which_it_is_for(base: Path, tmp_path: Path, kind: str) -> None:
+    """PEFT writes no class where a task was given (FEATURE_EXTRACTION); the towers of this base have equal shapes."""
+    whole: Any = load_class("CLIPModel", base)
+    tower = whole.text_model if kind == "CLIPTextModel" else whole.vision_model
+    trained = tower.encoder if kind == "CLIPEncoder" else tower
+    config = LoraConfig(r=4, target_modules=["q_proj", "fc1"], task_type="FEATURE_EXTRACTION")
+    adapter = save_trained(tmp_path / "adapter", trained, config)
+    with torch.inference_mode():
+        expected_BD = whole.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
+    assert "auto_mapping" not in load_json(adapter) or load_json(adapter)["auto_mapping"] is None
+    for ask in (lambda one: one.images, lambda one: one.texts):
+        with pytest.raises(
+            AdapterError, match=r"fits the vision tower and the text tower.*add to its adapter_config"
+        ) as e:
+            ask(MergedEmbedder(find_checkpoint(str(base), str(adapter))))
+    vision, text = re.findall(r'"auto_mapping": (\{.*?\})', str(e.value))
+    edit_config(adapter / "adapter_config.json", auto_mapping=json.loads(text))
+    with pytest.raises(AdapterError, match="only the text tower"):
+        load(base, adapter)
+    edit_config(adapter / "adapter_config.json", auto_mapping=json.loads(vision))
+    assert load(base, adapter).note is None
+    if kind != "CLIPTextModel":
+        assert lowest_cosine(embed(base, adapter), expected_BD) >= 0.9999
+
+
+def test_a_class_that_both_towers_have_is_noted(base: Path, tmp_path: Path) -> None:
+    whole: Any = load_class("CLIPModel", base)
+    adapter = save_trained(tmp_path / "adapter", whole.vision_model.encoder, LoraConfig(r=4, target_modules=["fc1"]))
+    assert "trained on a CLIPEncoder, which both towers have" in (load(base, adapter).note or "")
+
+
+def test_an_adapter_that_fits_one_tower_alone_needs_no_class(tmp_path: Path) -> None:
+    """The text tower is of another width, as in every published CLIP."""
+    base = save_base(tmp_path / "base", text_width=16)
+    adapter = save_adapter(tmp_path / "adapter", base, "CLIPVisionModel", task_type="FEATURE_EXTRACTION")
+    check_faithful(base, adapter, "CLIPVisionModel")
+    assert load(base, adapter).note is None
+
+
+def load_json(adapter: Path) -> dict[str, Any]:
+    return json.loads((adapter / "adapter_config.json").read_text())
 
 
 def save_kind(folder: Path, base: Path, kind: str, trained_on: str, **config: Any) -> Path:
@@ -450,28 +504,98 @@ def test_sum_that_changes_nothing_is_refused(base: Path, adapter: Path) -> None:
         assert MergedEmbedder(find_checkpoint(str(base), {str(adapter): 0})).images
 
 
-@pytest.mark.slow
-def test_what_clip_lora_saved_is_converted(base: Path, tmp_path: Path) -> None:
-    """examples/clip_lora.py on the form of its .pt, vision tower of two layers; W + alpha / sqrt(r) B A."""
-    generator, names = torch.Generator().manual_seed(3), {"q_proj": "q_proj", "v_proj": "v_proj", "proj": "out_proj"}
+LORALIB = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "proj": "out_proj"}
+"""CLIP-LoRA's names of an attention's projections, and transformers'."""
+
+
+def save_clip_lora(path: Path, layers: int, modules: list[str], **about: Any) -> dict[str, Any]:
+    """A .pt as CLIP-LoRA writes it, of random matrices; returns what is in it."""
+    generator = torch.Generator().manual_seed(3)
 
     def pair() -> dict[str, torch.Tensor]:
         return {name: torch.randn(shape, generator=generator) / 8 for name, shape in zip(MATRICES, SHAPES, strict=True)}
 
-    weights = {f"layer_{number}": {name: pair() for name in names} for number in range(2)}
-    about = {"r": 4, "alpha": 3, "encoder": "vision", "params": ["q", "v", "o"], "position": "all"}
-    torch.save({"weights": weights, "metadata": about}, tmp_path / "lora.pt")
-    script = [sys.executable, str(PROJECT / "examples" / "clip_lora.py")]
-    subprocess.run([*script, *map(str, (tmp_path / "lora.pt", base, tmp_path / "adapter"))], check=True)
+    weights = {f"layer_{number}": {name: pair() for name in modules} for number in range(layers)}
+    saved = {"weights": weights, "metadata": {"r": 4, "alpha": 3, "params": ["q", "v"], **about}}
+    torch.save(saved, path)
+    return saved
+
+
+def converted(path: Path, script: str) -> Path:
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    return path.with_suffix(".safetensors")
+
+
+def in_the_docs() -> str:
+    page = (PROJECT / "docs" / "adapters.md").read_text()
+    return page.partition("## CLIP-LoRA")[2].partition("```python\n")[2].partition("```")[0].strip()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "position", "layers", "text", "vision"),
+    [
+        ("vision", "all", 2, [], [0, 1]),
+        pytest.param("both", "bottom", 4, [0, 1], [0, 1], marks=pytest.mark.slow),
+        pytest.param("both", "mid", 4, [4, 5], [4, 5], marks=pytest.mark.slow),
+        pytest.param("vision", "top3", 3, [], [9, 10, 11], marks=pytest.mark.slow),
+        pytest.param("both", "all", 14, [*range(12)], [0, 1], marks=pytest.mark.slow),
+    ],
+)
+def test_what_clip_lora_saved_is_read(
+    tmp_path: Path, encoder: str, position: str, layers: int, text: list[int], vision: list[int]
+) -> None:
+    """W + alpha / sqrt(r) B A in the layers that its position names, in the text tower first."""
+    base = save_base(tmp_path / "base", layers=12)
+    names = list(LORALIB) if encoder == "vision" else ["q_proj", "v_proj"]
+    saved = save_clip_lora(tmp_path / "lora.pt", layers, names, encoder=encoder, position=position)
+    adapter = converted(tmp_path / "lora.pt", in_the_docs())
     model: Any = load_class("CLIPModel", base)
-    with torch.no_grad():
-        for number, layer in enumerate(model.vision_model.encoder.layers):
-            for name, own in names.items():
-                one = weights[f"layer_{number}"][name]
-                getattr(layer.self_attn, own).weight += 3 / 4**0.5 * one["w_lora_B"] @ one["w_lora_A"]
+    places = [*(model.text_model.encoder.layers[one] for one in text)]
+    places += [model.vision_model.encoder.layers[one] for one in vision]
+    with torch.inference_mode():
+        for number, layer in enumerate(places):
+            for name, one in saved["weights"][f"layer_{number}"].items():
+                getattr(layer.self_attn, LORALIB[name]).weight += 3 / 4**0.5 * one["w_lora_B"] @ one["w_lora_A"]
         expected_BD = model.get_image_features(pixel_values=processed(base, PIXELS_BCHW)).pooler_output
-    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.999
-    assert lowest_cosine(embed(base, tmp_path / "adapter"), expected_BD) >= 0.9999
+    assert lowest_cosine(expected_BD, reference(base, None, "CLIPModel", PIXELS_BCHW)) < 0.9999
+    loaded = load(base, adapter)
+    with torch.inference_mode():
+        assert lowest_cosine(loaded.encoder(PIXELS_BCHW), expected_BD) >= 1 - 1e-6
+    assert loaded.adapter == AdapterSummary("rsLoRA", "4", len(vision) * len(names))
+    tower = Clip().load_text(base)
+    attached = attach_text(Clip(), tower, adapter)
+    assert (attached is not None) == bool(text)
+    if attached is not None:
+        merge(attached, adapter)
+        assert torch.allclose(get_query(tower, text[0]), get_query(model, text[0]), atol=1e-6)
+
+
+def get_query(model: Any, layer: int) -> torch.Tensor:
+    return model.text_model.encoder.layers[layer].self_attn.q_proj.weight
+
+
+def test_the_lines_that_convert_clip_lora_are_in_the_message_and_in_the_docs(base: Path, tmp_path: Path) -> None:
+    save_clip_lora(tmp_path / "lora.pt", 2, ["q_proj"], encoder="vision", position="all")
+    with pytest.raises(AdapterError, match=r"pickle.*these lines") as caught:
+        find_checkpoint(str(base), str(tmp_path / "lora.pt"))
+    assert str(caught.value).endswith(in_the_docs())
+    assert len(in_the_docs().splitlines()) <= 7 and "weights_only=True" in in_the_docs()
+
+
+def test_clip_loras_files_that_are_not_clear_are_refused(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lora.pt"
+    save_clip_lora(path, 2, ["q_proj", "fc1"], encoder="vision", position="all")
+    with pytest.raises(AdapterError, match=r"does not write.*layer_0\.fc1\.w_lora_A"):
+        find_checkpoint(str(base), str(converted(path, in_the_docs())))
+    save_clip_lora(path, 2, ["q_proj"], encoder="vision", position="sideways")
+    with pytest.raises(AdapterError, match="position=sideways"):
+        find_checkpoint(str(base), str(converted(path, in_the_docs())))
+    save_file({"layer_0.q_proj.w_lora_A": torch.ones(4, 32)}, tmp_path / "bare.safetensors")
+    with pytest.raises(AdapterError, match=r"without CLIP-LoRA's metadata.*docs/adapters\.md"):
+        find_checkpoint(str(base), str(tmp_path / "bare.safetensors"))
+    save_clip_lora(path, 2, ["q_proj"], encoder="text", position="all")
+    with pytest.raises(AdapterError, match="only the text tower"):
+        load(base, converted(path, in_the_docs()))
 
 
 @pytest.mark.parametrize("targets", [["attn"], ["attn", "c_fc", "c_proj"], ["c_fc", "out_proj"]])

@@ -16,7 +16,7 @@ FLOORS = (
     {"types", "terminal", "extras"},
     {"io"},
     {"sources", "pixels", "models", "output"},
-    {"api", "config", "loading", "pack", "inspection"},
+    {"api", "config", "loading", "pack", "inspection", "export"},
     {"monitor"},
     {"diagnose"},
     {"report"},

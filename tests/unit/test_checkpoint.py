@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import edit_config, save_adapter, save_base
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.models.checkpoint import digests, file_digest, find_checkpoint, weights_digest
+from lora_clip.models.checkpoint import begin_digests, digests, file_digest, find_checkpoint, weights_digest
 
 TITLE = "Adding `safetensors` variant of this model"
 
@@ -160,7 +160,7 @@ def test_base_that_is_named_by_no_string(base: Path, adapter: Path, named: Any) 
 def test_adapter_that_is_a_file(base: Path, tmp_path: Path) -> None:
     """As CLIP-LoRA saves it."""
     (tmp_path / "lora_weights.pt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(AdapterError, match=r"is a file.*pickle.*docs/adapters\.md"):
+    with pytest.raises(AdapterError, match=r"(?s)is a file.*pickle.*weights_only=True"):
         find_checkpoint(str(base), str(tmp_path / "lora_weights.pt"))
 
 
@@ -251,6 +251,16 @@ def test_digest_follows_every_weights_file(base: Path) -> None:
     assert len({before, after, weights_digest(base)}) == 3
 
 
+def test_digests_that_were_begun_early_are_the_same_and_taken_once(base: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(str(base), str(save_adapter(tmp_path / "adapter", base)))
+    save_file({"more": torch.ones(1)}, base / "model-2.safetensors")
+    before = digests(checkpoint)
+    begin_digests([checkpoint, checkpoint])
+    assert digests(checkpoint) == before
+    (base / "model-2.safetensors").write_bytes(b"")  # nobody reads it a second time
+    assert digests(checkpoint) == before
+
+
 def test_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert file_digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -327,11 +337,19 @@ def test_name_of_neither_folder_nor_repository(name: str) -> None:
         find_checkpoint(name, None)
 
 
-def test_open_clips_own_files_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_part_of_open_clips_files_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"x")
-    (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"no config\.json.*open_clip's own files.*transformers' form"):
+    with pytest.raises(ModelError, match=r"no config\.json.*open_clip_config\.json and .*are read"):
         find_checkpoint(str(tmp_path), None)
+
+
+def test_open_clips_way_to_name_a_repository(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_config(adapter / "adapter_config.json", base_model_name_or_path="hf-hub:somebody/clip")
+    Hub({("somebody/clip", None): base, ("somebody/clip", "v1"): base}, []).install(monkeypatch)
+    assert find_checkpoint("hf-hub:somebody/clip@v1", None).base_folder == base
+    for name in ("hf-hub:somebody/clip", "somebody/clip", None):
+        found = find_checkpoint(name, str(adapter))
+        assert (found.base_folder, found.note) == (base, None)
 
 
 def test_hub_revisions(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

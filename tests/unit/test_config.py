@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,23 @@ from lora_clip import config as schema
 from lora_clip.app import exits, mistakes, usage
 from lora_clip.demo import DEMO
 from lora_clip.errors import ConfigError
+from lora_clip.sources.registry import SOURCES
 
 PROJECT = Path(__file__).parents[2]
 CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
-    "data.folder": None, "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
+    "data.folder": None, "data.parquet": None,
+    "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
     "data.decode": "exact", "data.orientation": "ignore", "data.image_key": None, "data.stages": [],
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
-    "output_dir": "outputs", "resume": True, "index": False, "max_reject_fraction": 0.5,
+    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False,
+    "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
 """What scripts and other people's sweeps rely on."""
-GIVEN = {"shards": ["data.shards=/a"], "folder": ["data.folder=/a"], "clip": ["model.adapter=/a"]}
+GIVEN = {source.key: [f"data.{source.key}=/a"] for source in SOURCES.values()} | {"clip": ["model.adapter=/a"]}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,6 +84,15 @@ def test_every_config_composes_and_is_accepted(data: str, model: str, debug: str
     schema.check(load(f"data={data}", f"model={model}", *given))
 
 
+@pytest.mark.parametrize("logger", choices("logger"))
+def test_every_logger_is_accepted_and_makes_an_object(logger: str) -> None:
+    config = load(f"logger={logger}", "output_dir=/emb")
+    schema.check(config)
+    module, _, name = config.logger["_target_"].rpartition(".")
+    assert hasattr(import_module(module), name) and "/emb/" in str(schema.read(config, "logger"))
+    assert "give one of conf/logger/" in refusal("logger={a: 1}")
+
+
 def test_the_options_of_each_group_are_the_files_of_conf() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
     assert {group: sorted(options) for group, options in schema.OPTIONS.items()} == {
@@ -88,8 +101,6 @@ def test_the_options_of_each_group_are_the_files_of_conf() -> None:
 
 
 def test_every_source_has_its_key_and_its_option() -> None:
-    from lora_clip.sources.base import SOURCES
-
     keys = {source.key for source in SOURCES.values()}
     assert {f"data.{key}" for key in keys} <= {key.name for key in schema.KEYS} and keys <= set(schema.OPTIONS["data"])
 
@@ -147,7 +158,7 @@ def test_help_fits_a_screen_of_100_columns() -> None:
 
 # --- What is typed wrong -----------------------------------------------------------------------------------------
 
-ADAPTERS = "give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of names and null"
+ADAPTERS = "give a hub name or folder, a sum as in {a: 0.7, b: 0.3}, null, or a list of these"
 REFUSED = {
     "data.batch_size=abc": "data.batch_size=abc: give a number of images, 1 or more, or auto",
     "data.batch_size=0": "data.batch_size=0: give a number of images, 1 or more, or auto",
@@ -169,7 +180,12 @@ REFUSED = {
     "model.adapter=[]": f"model.adapter=[]: {ADAPTERS}",
     "model.adapter=[a,3]": f"model.adapter=[a,3]: {ADAPTERS}",
     "model.compile=7": "model.compile=7: give true or false",
-    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16 or float16",
+    "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16, float16, int8 or fp8",
+    "embed=text": "embed=text: give image or [image,text] (texts alone, a file with one a line: lora-clip embed-text "
+    "FILE)",
+    "embed=[text]": "embed=[text]: give image or [image,text]",
+    "embed=[image,image]": "embed=[image,image]: give image or [image,text]",
+    "embed=null": "embed=null: give image or [image,text]",
     "output.dtype=int8": "output.dtype=int8: give float16 or float32",
     "output_dir=": "output_dir=: give a folder",
     "output_dir=2024_10_05": "output_dir=20241005: give a folder; a name that reads as a number in two "
@@ -183,9 +199,9 @@ REFUSED = {
     "zebra=1": "unknown key zebra; --help shows all keys",
     "trainer.device=2": "unknown key trainer.device: did you mean trainer.devices?; other arguments",
     "trainer.nonsense=1": "unknown key trainer.nonsense; other arguments of Lightning's Trainer take a plus: +",
-    "data=nothing": "data=nothing: give demo, folder or shards",
-    "data=shard": "data=shard: give demo, folder or shards: did you mean shards?",
-    "data=null": "a group takes one of its names: data=demo|folder|shards; ",
+    "data=nothing": "data=nothing: give demo, folder, parquet or shards",
+    "data=shard": "data=shard: give demo, folder, parquet or shards: did you mean shards?",
+    "data=null": "a group takes one of its names: data=demo|folder|parquet|shards; ",
     "output=/data/emb": "output is a group of keys: did you mean output_dir?",
     "+debug=small": "debug has a place of its own: type it without the plus, debug=…",
     "data.limit": "data.limit has no value: type data.limit=…",
@@ -211,7 +227,8 @@ def test_a_mistake_is_told_with_what_to_type(typed: str) -> None:
         "data.image_key=jpg", "data.image_key=[jpg,png]", "data.shards=[/a,/b]", "data.stages=[mine.stages:keep]",
         "data.batch_size=7", "data.num_workers=0", "max_reject_fraction=1", "max_reject_fraction=0",
         "model.compile=true", 'output_dir="2024_10_05"', "trainer.devices=[0,1]", "+trainer.log_every_n_steps=3",
-        "model.adapter=/a", "data=folder", "+data.of_my_source=3",
+        "embed=image", "embed=[image]", "embed=[image,text]", "embed=[text,image]", "model.adapter=/a", "data=folder",
+        "+data.of_my_source=3",
     ],
 )  # fmt: skip
 def test_what_a_key_takes_is_accepted(typed: str) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
+import pickle
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import psutil
 import pytest
 import torch
@@ -20,17 +24,20 @@ import torch.distributed as dist
 
 from helpers import loader
 from helpers.images import jpeg, png, tar_bytes, write_shards, write_tar
-from helpers.loader import SPEC, module, on_device, plan_of
+from helpers.loader import SPEC, module, modules, on_device, plan_of
+from helpers.queues import alone
 from lora_clip.errors import DataError
-from lora_clip.loading.datamodule import PixelDataModule
+from lora_clip.loading.catalog import Catalog, RecordedShards
+from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.deal import deal
 from lora_clip.loading.describe import describe
-from lora_clip.loading.plan import Plan, RankPlan
-from lora_clip.loading.queue import PlannedQueue
+from lora_clip.loading.hands import Hands
+from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.survive import Remains
 from lora_clip.pixels.decode import decode, fit
 from lora_clip.sources.tar import TarSource
-from lora_clip.types import PixelBatch, RawSample, WorkRange
+from lora_clip.types import UNCOUNTED, PixelBatch, RawSample, WorkRange
 
 BROKEN = jpeg(64, 64)[:-300]
 
@@ -42,7 +49,7 @@ def batches(folder: Path, batch_size: int, source: TarSource | None = None) -> l
 
 
 def dataset(source: TarSource, plan: Plan, batch_size: int, **options: Any) -> PixelDataset:
-    return PixelDataset(source, SPEC, batch_size, plan.shards, [PlannedQueue(plan.shares[0][0])], **options)
+    return PixelDataset(source, SPEC, batch_size, Catalog(source, plan.shards), [alone(plan)], **options)
 
 
 def pixels_of(data: bytes) -> torch.Tensor:
@@ -193,8 +200,7 @@ def test_any_number_of_ranks_and_workers_gives_the_same_samples(tmp_path: Path) 
     assert len(alone) == 17
     for ranks, workers in [(1, 0), (1, 1), (1, 2), (1, 4), (2, 2), (3, 3)]:
         plan = plan_of(source, workers, 4, ranks)
-        shares = [module(source, plan, workers, 4, rank).predict_dataloader() for rank in range(ranks)]
-        together = [seen(loader) for loader in shares]
+        together = [seen(rank.predict_dataloader()) for rank in modules(source, plan, workers, 4)]
         assert sum(map(len, together)) == 17
         assert {identity: sample for one in together for identity, sample in one.items()} == alone
 
@@ -207,50 +213,77 @@ def test_a_rank_with_fewer_cores_than_rank_0_starts_the_workers_of_the_plan(tmp_
     assert len(seen(module(source, plan, 1, 2).predict_dataloader())) == 18
 
 
-def test_a_rank_without_work_starts_no_worker(tmp_path: Path) -> None:
+def test_a_job_with_nothing_to_do_starts_no_worker(tmp_path: Path) -> None:
     write_shards(tmp_path, [2])
     source = TarSource(str(tmp_path))
-    plan = plan_of(source, 2, 4, ranks=3)
-    loaders = [module(source, plan, 2, 4, rank).predict_dataloader() for rank in range(3)]
-    assert sorted(loader.num_workers for loader in loaders) == [0, 0, 2]
-    assert sorted(len(seen(loader)) for loader in loaders) == [0, 0, 2]
+    plan = make_plan(take_inventory(source), {0: [(0, 2)]}, ranks=2, workers=2, batch_size=4)
+    loaders = [made.loader(Remains(), Hands(0)) for made in modules(source, plan, 2, 4)]
+    assert [(loader.num_workers, list(loader)) for loader in loaders] == [(0, []), (0, [])]
 
 
 def test_a_job_of_one_rank_keeps_its_plan(tmp_path: Path) -> None:
     write_shards(tmp_path, [2])
     source = TarSource(str(tmp_path))
     made = PixelDataModule(source, SPEC, 4, 0)
-    made.plans = plan_of(source, 0, 4).by_rank()
+    made.plan = plan = plan_of(source, 0, 4)
     made.setup("predict")
-    assert made.plan is made.plans[0]
+    assert made.plan is plan
 
 
-def deal_as_a_rank(rank: int, meeting: str, plans: list[RankPlan], heard: Any) -> None:
+def deal_as_a_rank(rank: int, meeting: str, plan: Plan, heard: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    heard.put((rank, deal(plans if rank == 0 else None)))
+    received, counters, served = deal(plan if rank == 0 else None)
+    heard.put((rank, received, received.shards[1].path, counters.add(3, 1)))
+    dist.barrier()
+    del served
     dist.destroy_process_group()
 
 
-def test_every_rank_receives_its_own_plan_and_nothing_of_the_others(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_shards(tmp_path / name, [3])
-    source = TarSource([str(tmp_path / "a"), str(tmp_path / "b")])
-    plans = plan_of(source, 0, 4, ranks=2).by_rank()
+def test_every_rank_receives_the_plan_without_the_names_in_its_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, [3, 4])
+    source = TarSource(str(tmp_path))
+    plan = plan_of(source, 0, 4, ranks=2)
+    written = tmp_path / "inputs.jsonl"
+    written.write_text("".join(json.dumps(one.to_json()) + "\n" for one in plan.shards.values()))
+    plan = replace(plan, shards=RecordedShards.of(written))
+    assert str(tmp_path / "0").encode() not in pickle.dumps(plan)
     context = multiprocessing.get_context("fork")
     heard = context.SimpleQueue()
     ranks = [
-        context.Process(target=deal_as_a_rank, args=(rank, str(tmp_path / "meeting"), plans, heard)) for rank in (0, 1)
+        context.Process(target=deal_as_a_rank, args=(rank, str(tmp_path / "meeting"), plan, heard)) for rank in (0, 1)
     ]
     for process in ranks:
         process.start()
-    received = dict(heard.get() for _ in ranks)
+    received = sorted(heard.get() for _ in ranks)
     for process in ranks:
         process.join()
-    assert received == {0: plans[0], 1: plans[1]}
-    assert [[Path(shard.path).parent.name for shard in received[rank].shards.values()] for rank in (0, 1)] == [
-        ["a"],
-        ["b"],
+    assert [dict(found.shards) == dict(plan.shards) for _, found, *_ in received] == [True, True]
+    assert [(found.gaps, found.runs, path) for _, found, path, _ in received] == [
+        (plan.gaps, plan.runs, f"{tmp_path}/00001.tar")
+    ] * 2
+    assert sorted(before for *_, before in received) == [0, 1], "they share the counters"
+
+
+def test_without_a_shared_folder_a_rank_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="all nodes of a job need one output_dir"):
+        RecordedShards(tmp_path / "inputs.jsonl", {0: 0})[0]
+
+
+def test_a_shard_that_nobody_has_counted_is_counted_by_whoever_takes_it(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5, 3])
+    source = TarSource(str(tmp_path))
+    shards = {shard.id: shard for shard in source.shards([])}
+    assert {shard.images for shard in shards.values()} == {UNCOUNTED}
+    inventory = Inventory(list(shards.values()), dict.fromkeys(shards, UNCOUNTED))
+    plan = make_plan(inventory, {}, ranks=1, workers=0, batch_size=4)
+    found = list(module(source, plan, 0, 4).predict_dataloader())
+    assert [(batch.work, batch.counted and batch.counted["images"]) for batch in found] == [
+        (WorkRange(0, 0, 5), None),
+        (WorkRange(0, 0, 5), 5),
+        (WorkRange(1, 0, 3), 3),
     ]
+    files = sum(Path(shard.path).stat().st_size for shard in shards.values())
+    assert abs(sum(batch.bytes for batch in found) - files) < 4, "the bytes of all batches are those of the files"
 
 
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("mps", False)])
@@ -262,7 +295,32 @@ def test_memory_is_pinned_for_the_device_in_use_whatever_else_the_machine_has(
     source = TarSource(str(tmp_path))
     made = module(source, plan_of(source, 1, 4), 1, 4)
     made.trainer = on_device(device)
-    assert made.predict_dataloader().pin_memory is pinned
+    assert made.loader(Remains(), Hands(1)).pin_memory is pinned
+
+
+class Late(pl.LightningModule):
+    """A model that is there once both workers are at work."""
+
+    def configure_model(self) -> None:
+        assert len(multiprocessing.active_children()) == 2, "workers are to decode while the model is loaded"
+
+    def predict_step(self, batch: PixelBatch, batch_idx: int) -> None:
+        self.images = getattr(self, "images", 0) + len(batch.rows)
+        batch.release()
+
+
+@pytest.mark.filterwarnings("ignore:.*predict returned None", "ignore:.*LeafSpec", "ignore:This DataLoader will create")
+def test_workers_begin_before_the_model_is_loaded_and_only_once(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5, 5])
+    source = TarSource(str(tmp_path))
+    made = PixelDataModule(source, SPEC, 4, 2)
+    made.plan = plan_of(source, 2, 4)
+    quiet: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[EarlyBatches()], **quiet)
+    model = Late()
+    trainer.predict(model, datamodule=made, return_predictions=False)
+    assert model.images == 10
+    assert not multiprocessing.active_children()
 
 
 def test_an_error_in_a_worker_arrives_with_its_kind_and_words(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from helpers.images import jpeg
+from helpers.queues import alone
 from lora_clip.errors import DataError
 from lora_clip.inspection.pictures import Pictures
 from lora_clip.inspection.recheck import compare_inputs
+from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.dataset import PixelDataset
-from lora_clip.loading.plan import Plan, make_plan, take_inventory
-from lora_clip.loading.queue import PlannedQueue
+from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
 from lora_clip.loading.stages import load_stages
 from lora_clip.models.preprocess import parse_spec
 from lora_clip.output import provenance
@@ -84,17 +85,15 @@ def embed(root: Path, source: Source, known: list[Shard], stages: Any = ()) -> t
     store = Store(root)
     done = {id_: [(one.start, one.stop) for one in found] for id_, found in store.snapshot().committed.items()}
     plan = make_plan(inventory, done, ranks=1, workers=0, batch_size=2)
-    mine = plan.by_rank()[0]
-    committer = RangeCommitter(store, 0, mine.targets, mine.local, float("inf"))
-    queues = [PlannedQueue(ranges) for ranges in mine.shares]
-    for batch in PixelDataset(source, SPEC, 2, mine.shards, queues, stages=stages):
+    committer = RangeCommitter(store, 0, plan.targets, plan.images, 1)
+    for batch in PixelDataset(source, SPEC, 2, Catalog(source, plan.shards), [alone(plan)], stages=stages):
         committer.add(embedded(batch))
     return list(inventory.shards), plan
 
 
 def embedded(batch: PixelBatch) -> EmbeddedBatch:
     values_BD = torch.nn.functional.normalize(batch.pixels_BCHW.flatten(1)[:, :8].float() + 1).half()
-    return EmbeddedBatch(values_BD, batch.rows, batch.rejects, batch.work, batch.last)
+    return EmbeddedBatch(values_BD, batch.rows, batch.rejects, batch.work, batch.last, batch.counted)
 
 
 def test_a_job_over_zips_is_embedded_resumed_verified_and_shown(tmp_path: Path) -> None:
@@ -151,7 +150,8 @@ def test_the_stages_of_the_page_filter_and_change(tmp_path: Path) -> None:
     shards, _ = embed(tmp_path / "out", source, [], stages)
     verdict = verify(tmp_path / "out", {one.id: one.images for one in shards})
     assert (verdict.problems, verdict.rows, verdict.rejects) == ([], 5, 3)
-    captions = PixelDataset(source, SPEC, 8, {0: shards[0]}, [PlannedQueue([WorkRange(0, 0, 5)])], stages=stages)
+    plan = make_plan(Inventory(shards, {0: 5}), {}, ranks=1, workers=0, batch_size=8)
+    captions = PixelDataset(source, SPEC, 8, Catalog(source, plan.shards), [alone(plan)], stages=stages)
     assert [row.caption for batch in captions for row in batch.rows] == [f"picture {i}" for i in range(5)]
 
 

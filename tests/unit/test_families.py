@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch import nn
 
-from helpers.families import BERT, CASES, SQUASH, VISION, Case, both
-from helpers.models import edit_config, lowest_cosine, random_pixels, save_base
+from helpers.families import CASES, CLIP_PROCESSOR, VISION, Case, both
+from helpers.models import edit_config, edit_weights, lowest_cosine, random_pixels, save_base
 from lora_clip.errors import ModelError
 from lora_clip.models import base as registry
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip_tower import VisionTower
 from lora_clip.models.compute import Compute
+from lora_clip.models.dino import Dinov2
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.generic import Family, PlainTower, embedding_of
 
 PROJECT = Path(__file__).parents[2]
-EXAMPLE = PROJECT / "examples" / "blip.py"
+EXAMPLE = PROJECT / "examples" / "groupvit.py"
 TEXTS = ["A b", "c", "d a B c a d", "a " * 40]
-FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip")
-BLIP = Case(
-    "BlipForImageTextRetrieval",
-    "BlipConfig",
-    both({**BERT, "encoder_hidden_size": 32}, VISION, image_text_hidden_size=16),
-    "BlipImageProcessorPil",
-    SQUASH,
-    ["qkv", "query", "value"],
-    embed=lambda whole, values: whole.vision_proj(whole.vision_model(values)[0][:, 0]),
-    embed_texts=lambda whole, tokens: whole.text_proj(whole.text_encoder(**asked(tokens))[0][:, 0]),
+WITHOUT_PROJECTION = ("dinov2",)
+FAST = ("metaclip_2", "metaclip_2_vision_model", "altclip", "chinese_clip", *WITHOUT_PROJECTION)
+GROUPS = {"depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]}
+GROUPVIT = Case(
+    "GroupViTModel",
+    "GroupViTConfig",
+    both({}, {**VISION, **GROUPS, "num_hidden_layers": 3}, projection_dim=16, projection_intermediate_dim=32),
+    "CLIPImageProcessorPil",
+    CLIP_PROCESSOR,
 )
-
-
-def asked(tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("siglip", "dinov2"))) for name in CASES]
@@ -48,15 +48,15 @@ EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("siglip", "d
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's file and its line in the registry."""
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-    monkeypatch.setitem(registry.FAMILIES, "blip", "blip:Blip")
-    monkeypatch.delitem(sys.modules, "blip", raising=False)
+    monkeypatch.setitem(registry.FAMILIES, "groupvit", "groupvit:GroupVit")
+    monkeypatch.delitem(sys.modules, "groupvit", raising=False)
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A saved model of every family."""
     folder = tmp_path_factory.mktemp("bases")
-    return {name: case.save(folder / name) for name, case in {**CASES, "blip": BLIP}.items()}
+    return {name: case.save(folder / name) for name, case in {**CASES, "groupvit": GROUPVIT}.items()}
 
 
 def embedder_of(base: Path, adapter: Path | None = None) -> MergedEmbedder:
@@ -84,7 +84,7 @@ def check(case: Case, base: Path, adapter: Path | None, tower: bool = False) -> 
 def test_a_family_embeds_as_transformers_does(name: str, bases: dict[str, Path]) -> None:
     embedder = check(CASES[name], bases[name], None)
     assert isinstance(embedder.images.encoder.tower, VisionTower if name in FAST else PlainTower)
-    alone = not CASES[name].texts and name not in FAST
+    alone = not CASES[name].texts and (name not in FAST or name in WITHOUT_PROJECTION)
     assert (embedder.images.note is not None and "pooled output" in embedder.images.note) == alone
 
 
@@ -97,12 +97,59 @@ def test_a_familys_adapter_is_merged(name: str, tower: bool, bases: dict[str, Pa
     check(case, bases[name], case.save_adapter(tmp_path / "adapter", bases[name], tower), tower)
 
 
+OLDER = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense"}
+"""An attention's modules today, and as DINOv2 had them until transformers 5."""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["query", "value", "dense"],
+        ["attention.attention.query", "attention.attention.value", "attention.output.dense"],
+        r".*layer\.\d+\.attention\.(attention\.(query|value)|output\.dense)",
+        {"query", "value", "output.dense"},
+    ],
+)
+@pytest.mark.parametrize("name", ["dinov2", pytest.param("dinov2_with_registers", marks=pytest.mark.slow)])
+def test_dinov2s_adapters_of_older_transformers(bases: dict[str, Path], tmp_path: Path, name: str, said: Any) -> None:
+    """The same adapter under both names, with an alpha of its own for some layers."""
+    case = replace(CASES[name], targets=["q_proj", "v_proj", "o_proj"])
+    adapter = case.save_adapter(tmp_path / "adapter", bases[name])
+    edit_config(adapter / "adapter_config.json", alpha_pattern={"v_proj": 16})
+    check(case, bases[name], adapter)
+    today = embedder_of(bases[name], adapter)
+
+    def older(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {re.sub(r"[qkvo]_proj", lambda new: OLDER[new[0]], one): weight for one, weight in weights.items()}
+
+    edit_weights(adapter, older)
+    targets = sorted(said) if isinstance(said, set) else said
+    edit_config(adapter / "adapter_config.json", target_modules=targets, alpha_pattern={"value": 16})
+    with torch.inference_mode():
+        pixels_BCHW = random_pixels(4, today.spec.crop[0])
+        found_BD = embedder_of(bases[name], adapter).embed_images(pixels_BCHW)
+        assert torch.equal(found_BD, today.embed_images(pixels_BCHW))
+
+
+def test_dinov3s_adapters_of_older_transformers(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Its layers were in the tower itself."""
+    base = bases["dinov3_vit"]
+    adapter = CASES["dinov3_vit"].save_adapter(tmp_path / "adapter", base)
+    pixels_BCHW = random_pixels(4, 32)
+    with torch.inference_mode():
+        expected_BD = embedder_of(base, adapter).embed_images(pixels_BCHW)
+        edit_weights(
+            adapter, lambda weights: {one.replace(".model.model.", ".model."): weights[one] for one in weights}
+        )
+        assert torch.equal(embedder_of(base, adapter).embed_images(pixels_BCHW), expected_BD)
+
+
 @pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("tower", [None, False, True])
 def test_the_worked_example_embeds_images_and_texts(bases: dict[str, Path], tmp_path: Path, tower: bool | None) -> None:
-    base = bases["blip"]
-    adapter = None if tower is None else BLIP.save_adapter(tmp_path / "adapter", base, tower)
-    assert check(BLIP, base, adapter, bool(tower)).images.note is None
+    base = bases["groupvit"]
+    adapter = None if tower is None else GROUPVIT.save_adapter(tmp_path / "adapter", base, tower)
+    assert check(GROUPVIT, base, adapter, bool(tower)).images.note is None
 
 
 def test_texts_are_lower_cased_as_the_checkpoints_tokenizer_does(tmp_path: Path) -> None:
@@ -157,8 +204,8 @@ def test_the_page_holds_the_very_code() -> None:
 
 
 def test_without_its_line_the_page_is_named(bases: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match=r"of type blip: .* clip, clip_vision_model.*docs/extending\.md"):
-        embedder_of(bases["blip"])
+    with pytest.raises(ModelError, match=r"of type groupvit: .* clip, clip_vision_model.*docs/extending\.md"):
+        embedder_of(bases["groupvit"])
 
 
 def test_every_family_of_the_registry_is_there() -> None:
@@ -186,3 +233,19 @@ def test_a_whole_model_is_asked_for_its_image_features(tmp_path: Path, monkeypat
             monkeypatch.setattr(Clip, name, value)
         whole = MergedEmbedder(find_checkpoint(str(base), None))
         assert lowest_cosine(whole.embed_images(pixels_BCHW), expected_BD) >= 0.9999
+
+
+def test_dinov2_of_another_structure_runs_all_the_same(bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its giant has another mlp; and the note that an embedding is pooled stays."""
+    load = Dinov2.load_vision
+
+    def changed(self: Dinov2, folder: Path) -> nn.Module:
+        vision: Any = load(self, folder)
+        for layer in vision.encoder.layer:
+            layer.mlp = nn.Sequential(layer.mlp)
+        return vision
+
+    monkeypatch.setattr(Dinov2, "load_vision", changed)
+    images = embedder_of(bases["dinov2"]).images
+    assert isinstance(images.encoder.tower, PlainTower)
+    assert "pooled output" in (images.note or "") and "the fast DINOv2 tower does not know" in (images.note or "")

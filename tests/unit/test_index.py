@@ -148,7 +148,7 @@ def test_mistakes_are_told(output: Path, tmp_path: Path) -> None:
         build_index(output, "NOTHING")
     with pytest.raises(ConfigError, match="501 rows"):
         build_index(output, "IVF9999,Flat")
-    with pytest.raises(OutputError, match=r"no fingerprint\.json"):
+    with pytest.raises(OutputError, match=r"below it: 1 output \(output\)"):
         update(tmp_path)
     build_index(output)
     (output / "index" / json.loads((output / "index" / "index.json").read_text())["file"]).write_bytes(b"broken")

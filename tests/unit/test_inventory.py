@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from helpers.images import tar_bytes, write_tar
 from lora_clip.io.ranges import READERS, LocalFile
 from lora_clip.pack.pack import pack
+from lora_clip.sources import base
 from lora_clip.sources.base import Shard
 from lora_clip.sources.inventory import WRITTEN_BY, note
 from lora_clip.sources.tar import TarSource, scan
@@ -44,7 +45,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
 
 
 def planned(folder: Path, keys: tuple[str, ...] | None = None) -> list[Shard]:
-    return list(TarSource(str(folder), keys).shards([]))
+    source = TarSource(str(folder), keys)
+    return [base.counted(source, shard) for shard in source.shards([])]
 
 
 def scanned(folder: Path, keys: tuple[str, ...] | None = None) -> list[Shard]:

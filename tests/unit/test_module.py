@@ -67,6 +67,7 @@ def test_predict_embeds_with_the_adapter(checkpoint: Checkpoint, output_dtype: t
     assert not first.last
     adapter = module.adapter_summary(0)
     assert adapter is not None and adapter.layers == 4 and module.notes == []
+    assert first.texts_BD is None and not {"texts", "captions"} & set(vars(module.embedders[0])), "images cost no text"
 
 
 def test_model_is_loaded_once(checkpoint: Checkpoint) -> None:

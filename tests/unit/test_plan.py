@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.plans import inventory, shard
+from helpers.plans import inventory, not_counted, shard
 from lora_clip.errors import ConfigError, DataError
-from lora_clip.loading.plan import IMAGES_PER_RANGE, Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.plan import SMALL, Inventory, make_plan, take_inventory
 from lora_clip.sources.base import Shard
-from lora_clip.types import RawSample, WorkRange
+from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 Runs = dict[int, list[tuple[int, int]]]
 Situation = tuple[Inventory, Runs, int]
-
-
-def ranges_of(plan: Plan) -> list[WorkRange]:
-    return [work for rank in plan.shares for worker in rank for work in worker]
-
-
-def batches_of(plan: Plan, batch_size: int) -> list[WorkRange]:
-    return [
-        WorkRange(work.shard, start, min(start + batch_size, work.stop))
-        for work in ranges_of(plan)
-        for start in range(work.start, work.stop, batch_size)
-    ]
 
 
 def positions(ranges: Sequence[WorkRange]) -> Counter[tuple[int, int]]:
@@ -59,94 +46,42 @@ hands = {"ranks": st.integers(1, 6), "workers": st.integers(0, 5)}
 
 @settings(max_examples=300, deadline=None)
 @given(situation=situations(), **hands)
-def test_the_ranges_are_exactly_the_missing_positions(situation: Situation, ranks: int, workers: int) -> None:
+def test_the_gaps_are_exactly_the_missing_positions(situation: Situation, ranks: int, workers: int) -> None:
     found, done, batch_size = situation
     plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
-    assert positions(ranges_of(plan)) == missing(found, done)
-    assert plan.images == missing(found, done).total()
-    assert [len(plan.shares), *{len(rank) for rank in plan.shares}] == [ranks, max(1, workers)]
-    assert all(work.stop > work.start for work in ranges_of(plan))
+    assert positions(plan.gaps) == missing(found, done)
+    assert plan.images == plan.images_each[0] == missing(found, done).total() and plan.counted
+    assert sorted(plan.gaps) == plan.gaps and all(gap.stop > gap.start for gap in plan.gaps)
+    assert set(plan.shards) == set(plan.targets) == {gap.shard for gap in plan.gaps}
+    assert (len(plan.runs), plan.workers) == (ranks, max(1, workers))
 
 
 @settings(max_examples=300, deadline=None)
 @given(situation=situations(), **hands)
-def test_the_batches_are_the_same_however_the_work_is_shared(situation: Situation, ranks: int, workers: int) -> None:
-    found, done, batch_size = situation
-    alone = make_plan(found, done, ranks=1, workers=0, batch_size=batch_size)
-    plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
-    assert batches_of(plan, batch_size) == batches_of(alone, batch_size)
-    for left, right in pairwise(batches_of(plan, batch_size)):
-        if left.shard == right.shard and left.stop == right.start:
-            assert left.stop - left.start == batch_size
-
-
-@settings(max_examples=300, deadline=None)
-@given(situation=situations(), **hands)
-def test_the_work_is_in_order_even_and_nobody_is_idle(situation: Situation, ranks: int, workers: int) -> None:
+def test_each_rank_begins_with_a_run_of_gaps_of_about_equal_bytes(
+    situation: Situation, ranks: int, workers: int
+) -> None:
     found, done, batch_size = situation
     plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
+    assert [gap for start, stop in plan.runs for gap in plan.gaps[start:stop]] == plan.gaps
     density = {one.id: one.bytes / max(1, one.images) + 1 for one in found.shards}
-    shares = [worker for rank in plan.shares for worker in rank]
-    batches = batches_of(plan, batch_size)
-    busy = sum(1 for share in shares if share)
-    assert busy == min(len(batches), len(shares))
-    assert sorted(ranges_of(plan)) == ranges_of(plan)
-    weights = [sum((p.stop - p.start) * density[p.shard] for p in share) for share in shares]
-    heaviest = max(((b.stop - b.start) * density[b.shard] for b in batches), default=0.0)
-    assert max(weights) <= sum(weights) / len(shares) + heaviest * (1 + 1e-9)
+    weights = [(gap.stop - gap.start) * density[gap.shard] for gap in plan.gaps]
+    heaviest = max(weights, default=0.0)
+    assert all(sum(weights[start:stop]) <= sum(weights) / ranks + heaviest + 1 for start, stop in plan.runs)
 
 
-@settings(max_examples=200, deadline=None)
-@given(situation=situations(), **hands)
-def test_a_shard_is_local_where_one_rank_has_all_that_is_missing_of_it(
-    situation: Situation, ranks: int, workers: int
-) -> None:
-    found, done, batch_size = situation
-    plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
-    owners: dict[int, set[int]] = {}
-    for rank, shares in enumerate(plan.shares):
-        for work in (work for worker in shares for work in worker):
-            owners.setdefault(work.shard, set()).add(rank)
-    assert plan.local == {id_ for id_, ranks in owners.items() if len(ranks) == 1}
-    assert set(plan.shards) == set(plan.targets) == set(owners)
-
-
-@settings(max_examples=200, deadline=None)
-@given(situation=situations(), **hands)
-def test_a_rank_is_given_its_own_ranges_and_shards_and_no_others(
-    situation: Situation, ranks: int, workers: int
-) -> None:
-    found, done, batch_size = situation
-    plan = make_plan(found, done, ranks=ranks, workers=workers, batch_size=batch_size)
-    plans = plan.by_rank()
-    assert [one.shares for one in plans] == list(plan.shares)
-    assert {one.images for one in plans} == {plan.images}
-    for one in plans:
-        read = {work.shard for worker in one.shares for work in worker}
-        assert set(one.shards) == set(one.targets) == read
-        assert one.local == plan.local & read
-        assert all(one.targets[id_] == plan.targets[id_] for id_ in read)
-
-
-def test_uneven_batches_leave_nobody_idle() -> None:
-    plan = make_plan(inventory(1, 1, 1, weights=[1, 1, 100]), {}, ranks=3, workers=1, batch_size=1)
-    assert [len(rank[0]) for rank in plan.shares] == [1, 1, 1]
-
-
-def test_few_batches_are_spread_over_the_ranks() -> None:
-    plan = make_plan(inventory(20), {}, ranks=2, workers=4, batch_size=10)
-    assert [sum(1 for worker in rank if worker) for rank in plan.shares] == [1, 1]
-
-
-def test_a_range_is_small_enough_to_be_committed_at_once() -> None:
-    plan = make_plan(inventory(10_000), {}, ranks=1, workers=1, batch_size=60)
-    assert all(work.stop - work.start <= IMAGES_PER_RANGE for work in ranges_of(plan))
-    assert all(work.start % 60 == 0 for work in ranges_of(plan))
+def test_shards_that_nobody_has_counted_are_planned_as_they_are() -> None:
+    found = Inventory([shard(0, 100, 5_000), not_counted(1, 10_000)], {0: 100, 1: UNCOUNTED})
+    plan = make_plan(found, {0: [(0, 40)]}, ranks=1, workers=2, batch_size=8)
+    assert plan.gaps == [WorkRange(0, 40, 100), WorkRange(1, 0, UNCOUNTED)]
+    assert not plan.counted
+    assert (plan.images, plan.images_each) == (60 + 200, (260,)), "estimated from the bytes of images that are known"
+    assert plan.bytes == 60 + 3_000 + 10_000
 
 
 def test_with_nothing_missing_there_is_no_work() -> None:
     plan = make_plan(inventory(5, 7), {0: [(0, 5)], 1: [(3, 9), (0, 3)]}, ranks=2, workers=2, batch_size=4)
-    assert (plan.images, ranges_of(plan), plan.local, plan.shards) == (0, [], frozenset(), {})
+    assert (plan.images, plan.gaps, plan.runs, plan.shards) == (0, [], [(0, 0), (0, 0)], {})
 
 
 def test_a_batch_size_below_one_is_refused() -> None:
@@ -194,7 +129,36 @@ def test_a_larger_limit_goes_on_where_the_smaller_one_ended() -> None:
     small = take_inventory(Listed([60, 60]), limit=70)
     done = {id_: [(0, target)] for id_, target in small.targets.items()}
     plan = make_plan(take_inventory(Listed([60, 60]), limit=100), done, ranks=2, workers=1, batch_size=8)
-    assert positions(ranges_of(plan)) == Counter((1, position) for position in range(10, 40))
+    assert positions(plan.gaps) == Counter((1, position) for position in range(10, 40))
+
+
+@dataclass
+class Uncounted(Listed):
+    """A source to which counting is work; `looked_into` are the shards that it was asked to count."""
+
+    bytes_each: int = SMALL
+    looked_into: list[int] = field(default_factory=list)
+
+    def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
+        return (not_counted(id_, self.bytes_each) for id_ in range(len(self.sizes)))
+
+    def count(self, one: Shard) -> Shard:
+        self.looked_into.append(one.id)
+        return shard(one.id, self.sizes[one.id])
+
+
+def test_no_shard_is_looked_into_before_work_but_the_first_with_an_image() -> None:
+    source = Uncounted([0, 5, 7, 9, 4])
+    found = take_inventory(source)
+    assert source.looked_into == [0, 1]
+    assert dict(found.targets) == {0: 0, 1: 5, 2: UNCOUNTED, 3: UNCOUNTED, 4: UNCOUNTED} and found.images == 5
+
+
+def test_a_small_input_is_counted_and_a_limit_counts_as_far_as_it_goes() -> None:
+    small = Uncounted([5, 7, 9], bytes_each=SMALL // 3)
+    assert dict(take_inventory(small).targets) == {0: 5, 1: 7, 2: 9}
+    limited = Uncounted([5, 7, 9, 3])
+    assert dict(take_inventory(limited, limit=14).targets) == {0: 5, 1: 7, 2: 2} and limited.looked_into == [0, 1, 2]
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -42,6 +43,18 @@ def test_a_process_ends_with_its_parent_however_that_dies(elsewhere: bool) -> No
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "it outlives its parent"
         time.sleep(0.01)
+
+
+def test_imports_are_not_walked_by_the_collector_and_what_comes_after_them_is() -> None:
+    try:
+        process.pause_collection()
+        assert not gc.isenabled()
+        process.resume_collection()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,17 @@ def test_values_are_those_of_the_processor(name: str) -> None:
         assert (found - expected).abs().max() <= 2.01 * per_level, shape
 
 
+def test_tipsv2s_values_are_those_of_its_steps() -> None:
+    """Its processor needs torchvision, so its steps stand here: resized in uint8, rescaled, not normalised."""
+    spec = parse_spec({"image_processor_type": "Tipsv2ImageProcessor"})
+    assert (spec.resize, spec.interpolation, spec.mean, spec.std) == ((448, 448), "bilinear", (0.0,) * 3, (1.0,) * 3)
+    spec = parse_spec({"image_processor_type": "Tipsv2ImageProcessor", "size": {"height": 48, "width": 64}})
+    for data in SHAPES.values():
+        with Image.open(io.BytesIO(data)) as image:
+            resized = np.array(image.convert("RGB").resize((64, 48), Image.Resampling.BILINEAR))
+        assert (values(data, spec) - torch.tensor(resized).permute(2, 0, 1) / 255).abs().max() <= 2.01 / 255
+
+
 def test_dinov3s_resize_in_float_is_within_a_level() -> None:
     """Its processor rescales before it resizes, in float32; it needs torchvision, so its steps stand here."""
     spec = parse_spec({"image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 48, "width": 64}})

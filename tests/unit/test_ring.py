@@ -18,7 +18,7 @@ FORK = multiprocessing.get_context("fork")
 def batch_of(ring: Ring, worker: int, value: int) -> SharedBatch:
     pixels_BCHW, slot = ring.take(worker)
     pixels_BCHW[:] = value
-    return SharedBatch(pixels_BCHW, [], [], WorkRange(0, value, value + 2), True, {"read": 1.0}, slot)
+    return SharedBatch(pixels_BCHW, [], [], WorkRange(0, value, value + 2), True, {"read": 1.0}, slot=slot)
 
 
 def fill(ring: Ring, worker: int, count: int, queue: multiprocessing.SimpleQueue[bytes]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.images import jpeg, write_shards
 from lora_clip.errors import ConfigError, DataError
-from lora_clip.inspection.pictures import Pictures
+from lora_clip.inspection.pictures import Pictures, Small
 from lora_clip.inspection.recheck import compare_inputs
 from lora_clip.io.ranges import LocalFile, open_ranges
 from lora_clip.output import provenance
@@ -52,16 +52,14 @@ def test_the_key_that_is_set_says_which_source() -> None:
 
 
 def test_a_source_is_one_line_and_is_asked_for_by_name_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        SOURCES, "list", Registration("list", "/path/to/list.txt", "lora_clip.sources.folder:FolderSource")
-    )
-    assert open_source({"list": "x"}) == FolderSource("x", None)
+    monkeypatch.setitem(SOURCES, "disc", Registration("disc", "/path/to/disc", "lora_clip.sources.folder:FolderSource"))
+    assert open_source({"disc": "x"}) == FolderSource("x", None)
     with pytest.raises(
-        ConfigError, match=r"none of data.shards, data.folder, data.list are set.*data=list data.list=/path"
+        ConfigError, match=r"none of data.shards, data.folder, .*, data.disc are set.*data=disc data.disc=/path"
     ):
         open_source({})
-    with pytest.raises(ConfigError, match=r"both of data.folder and data.list are set"):
-        open_source({"folder": "x", "list": "y"})
+    with pytest.raises(ConfigError, match=r"both of data.folder and data.disc are set"):
+        open_source({"folder": "x", "disc": "y"})
 
 
 def test_sources_that_are_not_used_are_not_imported() -> None:
@@ -147,6 +145,22 @@ def test_pictures_of_an_output_of_format_1_are_found(tmp_path: Path) -> None:
     provenance.write_fingerprint(tmp_path, {"image_key": None})
     (tmp_path / "inputs.jsonl").write_text(line + "\n")
     assert Pictures.of(tmp_path).image(4, 2, "000002").size == (32, 24)
+
+
+def test_outputs_of_one_input_share_small_pictures(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, [3])
+    line = TAR_LINE % (path, "d", 1, 1)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        provenance.write_fingerprint(tmp_path / name, {"image_key": None})
+        (tmp_path / name / "inputs.jsonl").write_text(line + "\n")
+    small: Small = {}
+    first = Pictures.of(tmp_path / "one", small).thumbnail(4, 2, 16, "000002")
+    Path(path).unlink()
+    other = Pictures.of(tmp_path / "other", small)
+    assert first is not None and other.thumbnail(4, 2, 16, "000002") == first
+    assert other.thumbnail(4, 2, 16, "another key") is None and other.thumbnail(4, 1, 16) is None
+    assert Pictures.of(tmp_path / "other").thumbnail(4, 2, 16, "000002") is None, "nobody else keeps any"
 
 
 def test_a_record_that_lacks_something_is_an_error_with_a_way_out() -> None:

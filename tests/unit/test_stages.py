@@ -12,10 +12,11 @@ import pytest
 import webdataset
 
 from helpers.images import jpeg, write_shards, write_tar
+from helpers.queues import alone
 from lora_clip.errors import ConfigError
+from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.plan import make_plan, take_inventory
-from lora_clip.loading.queue import PlannedQueue
 from lora_clip.loading.stages import CheckedStage, load_stages
 from lora_clip.models.preprocess import parse_spec
 from lora_clip.sources.tar import TarSource
@@ -35,9 +36,8 @@ def through(folder: Path, *stages: Stage, batch_size: int = 4) -> list[PixelBatc
     """The batches of a folder of tars with these stages in the pipeline."""
     source = TarSource(str(folder))
     plan = make_plan(take_inventory(source), {}, ranks=1, workers=0, batch_size=batch_size)
-    queues = [PlannedQueue(ranges) for ranges in plan.shares[0]]
     checked = [CheckedStage(getattr(stage, "__name__", "stage"), stage) for stage in stages]
-    return list(PixelDataset(source, SPEC, batch_size, plan.shards, queues, stages=checked))
+    return list(PixelDataset(source, SPEC, batch_size, Catalog(source, plan.shards), [alone(plan)], stages=checked))
 
 
 @pytest.fixture

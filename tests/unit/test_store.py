@@ -63,7 +63,7 @@ def content(work: WorkRange) -> tuple[np.ndarray, list[ImageRow], list[Reject]]:
 
 def write(store: Store, work: WorkRange, final: bool = False, rank: int = 0) -> CommittedRange:
     embeddings_ND, rows, rejects = content(work)
-    return store.write(rank, work, final, embeddings_ND, rows, rejects)
+    return store.write(rank, work, final, embeddings_ND, rows, rejects, texts_ND=-embeddings_ND)
 
 
 @pytest.fixture
@@ -180,7 +180,9 @@ def read_as_anyone(root: Path) -> None:
     for npy in sorted((root / "img_emb").glob("*")):
         table = pq.read_table(root / "metadata" / npy.name.replace("img_emb", "metadata").replace("npy", "parquet"))
         names = zip(table["shard"].to_pylist(), table["position"].to_pylist(), strict=True)
-        np.testing.assert_array_equal(np.load(npy), np.array([embedding(shard, position) for shard, position in names]))
+        wanted_ND = np.array([embedding(shard, position) for shard, position in names])
+        np.testing.assert_array_equal(np.load(npy), wanted_ND)
+        np.testing.assert_array_equal(np.load(root / "text_emb" / npy.name.replace("img_emb", "text_emb")), -wanted_ND)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_a_manifest_that_no_longer_holds_is_deleted(store: Store) -> None:
 def test_what_was_written_last_counts(store: Store) -> None:
     """A shard that was made anew, after its files were deleted by hand, is not judged by its first line."""
     write(store, WorkRange(0, 0, 7), final=True)
-    for kind in ("img_emb", "metadata", "rejects"):
+    for kind in ("img_emb", "text_emb", "metadata", "rejects"):
         store.path(kind, 0).unlink()
     assert store.snapshot().committed == {}
     second = write(store, WorkRange(0, 0, 5), final=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import random
 import tarfile
 import tempfile
@@ -21,7 +22,7 @@ from lora_clip.errors import ConfigError, DataError
 from lora_clip.sources.base import Shard, count_extensions
 from lora_clip.sources.expand import expand
 from lora_clip.sources.tar import SEEK_POINT_SPACING, TarSource, scan
-from lora_clip.types import RawSample, WorkRange
+from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 BLOCK = 512
 
@@ -473,8 +474,7 @@ def test_a_long_brace_pattern_is_no_file_name(tmp_path: Path) -> None:
     [
         ("pipe:touch {0}/executed", ConfigError, "runs a command"),
         ("{0}/00000.tar::pipe:touch {0}/executed", DataError, "no such file"),
-        ("https://example.com/x.tar", ConfigError, "remote"),
-        ("s3://bucket/{{0..3}}.tar", ConfigError, "remote"),
+        ("ftp://bucket/{{0..3}}.tar", ConfigError, "ftp:// is not read"),
         ("{0}/no.tar", DataError, "no such file"),
         ("{0}/no*.tar", DataError, "matches no file"),
         ("{0}/{{00000..00009}}.tar", DataError, "00003.tar and 6 more of the 10"),
@@ -494,6 +494,19 @@ def test_what_cannot_be_read_is_refused_and_nothing_is_run(
     with pytest.raises(error, match=message):
         expand(filled)
     assert not (folder / "executed").exists()
+
+
+def test_listing_tars_reads_nothing_of_them_and_counting_one_reads_its_headers(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", numbered(3))
+    source = TarSource(str(tmp_path))
+    (listed,) = source.shards([])
+    assert (listed.images, listed.bytes, listed.digest) == (UNCOUNTED, path.stat().st_size, "")
+    assert source.count(listed) == scan(0, str(path), None)
+    assert Shard.from_json(json.loads(json.dumps(listed.to_json()))) == listed
+    assert list(source.shards([listed])) == [listed], "an earlier run that did not come to it knows no more"
+    write_tar(path, numbered(4))
+    with pytest.raises(DataError, match="was written to since this job began"):
+        source.count(listed)
 
 
 def test_a_dead_link_among_the_tars_is_an_error_not_one_shard_less(folder: Path) -> None:

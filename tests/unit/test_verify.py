@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.jobs import new_folder
+from lora_clip.output.housekeeping import recover
 from lora_clip.output.store import Store
 from lora_clip.output.verify import verify
 from lora_clip.types import ImageRow, Reject, WorkRange
@@ -42,6 +44,64 @@ def output() -> Path:
     rejects = [Reject(3, position, str(position), "decode", "bad") for position in (0, 1)]
     store.write(1, WorkRange(3, 0, 2), True, np.empty((0, WIDTH), np.float16), [], rejects)
     return store.root
+
+
+@pytest.fixture
+def with_texts() -> Path:
+    """A sound output of images and captions, of which three of four are there in a shard."""
+    store = Store(new_folder())
+    for shard, captions in ((0, ("a", None, "b", " c")), (2, ("", "d", "e", "f"))):
+        rows = [replace(row, caption=text) for row, text in zip(rows_of(shard, [0, 1, 2, 3]), captions, strict=True)]
+        store.write(0, WorkRange(shard, 0, 4), True, unit_rows(4, shard), rows, [], texts_ND=unit_rows(4, shard + 9))
+    return store.root
+
+
+TEXTS = {0: 4, 2: 4}
+
+
+def test_captions_are_verified_and_counted(with_texts: Path) -> None:
+    verdict = verify(with_texts, TEXTS)
+    assert verdict.problems == [] and verdict.captions == 6 and verdict.rows == 8
+    proven = verify(with_texts, TEXTS, proven=TEXTS)
+    assert proven.problems == [] and proven.captions == 6
+
+
+@pytest.mark.parametrize("proven", [(), (0, 2)])
+def test_a_missing_file_of_captions(with_texts: Path, proven: tuple[int, ...]) -> None:
+    (with_texts / "text_emb/text_emb_000002.npy").unlink()
+    problem, *_ = verify(with_texts, TEXTS, proven=proven).problems
+    assert problem == "shard 2: 0 of 4 images are committed, text_emb/text_emb_000002.npy is gone"
+
+
+def test_damaged_captions(with_texts: Path) -> None:
+    path = with_texts / "text_emb/text_emb_000002.npy"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    assert "shard 2: text_emb changed since it was written (its SHA-256 differs)" in verify(with_texts, TEXTS).problems
+    path.write_bytes(sound[:-2])
+    assert "its size differs" in verify(with_texts, TEXTS, proven=TEXTS).problems[0]
+    path.write_bytes(sound)
+    forge(with_texts, "text_emb", 2, edit_rows(lambda rows: rows * 2))
+    assert verify(with_texts, TEXTS).problems == ["shard 2: 4 embeddings of text_emb are not finite vectors of norm 1"]
+    forge(with_texts, "text_emb", 2, edit_rows(lambda rows: np.ascontiguousarray(rows[:-1])))
+    assert "text_emb is (3, 8) float16, (4, 8) float16 is expected" in verify(with_texts, TEXTS).problems[0]
+
+
+def test_a_shard_without_captions_among_those_with_some(with_texts: Path) -> None:
+    Store(with_texts).write(0, WorkRange(3, 0, 2), True, unit_rows(2, 3), rows_of(3, [0, 1]), [])
+    assert verify(with_texts, {**TEXTS, 3: 2}).problems == ["shard 3: it has no text_emb, where other shards have one"]
+    (with_texts / "text_emb/text_emb_000007.npy").write_bytes(b"")
+    assert "text_emb/text_emb_000007.npy is not accounted for" in verify(with_texts, {**TEXTS, 3: 2}).problems[-1]
+
+
+def test_a_folder_of_that_name_in_an_output_of_images_alone_is_the_users(output: Path) -> None:
+    own = output / "text_emb/text_emb_000000.npy"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    verdict = verify(output, TARGETS)
+    assert verdict.problems == [] and verdict.captions is None
+    recover(Store(output), TARGETS)
+    assert own.read_bytes() == b"mine"
 
 
 def problems(output: Path) -> str:

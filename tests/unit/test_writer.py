@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from helpers.jobs import check_layout, identities, new_folder, snapshot
 from helpers.plans import inventory
+from helpers.queues import taken
 from lora_clip.errors import StorageError, TooManyRejectsError
 from lora_clip.loading.plan import make_plan
 from lora_clip.output.housekeeping import assemble_finished, recover, tidy
@@ -45,7 +46,8 @@ def batches(work: WorkRange, bad: frozenset[tuple[int, int]] = frozenset()) -> l
             for position in range(start, stop)
             if (work.shard, position) in bad
         ]
-        made.append(EmbeddedBatch(embeddings_BD, rows, rejects, work, stop == work.stop))
+        texts_BD = -embeddings_BD[: len(rows)]
+        made.append(EmbeddedBatch(embeddings_BD, rows, rejects, work, stop == work.stop, texts_BD=texts_BD))
     return made
 
 
@@ -72,11 +74,11 @@ def perform(root: Path, case: dict[str, Any], ranks: int, share: float, seed: in
         for shard, found in recover(store, stock.targets).committed.items()
     }
     plan = make_plan(stock, done, ranks=ranks, workers=case["workers"], batch_size=BATCH)
-    committers = [RangeCommitter(Store(root), rank, plan.targets, plan.local, np.inf) for rank in range(ranks)]
+    committers = [RangeCommitter(Store(root), rank, plan.targets, plan.images, 1) for rank in range(ranks)]
+    ranges = taken(plan, [chance.randrange(20) for _ in range(40)])
     streams = [
-        (rank, [batch for work in works for batch in batches(work, case["bad"])])
-        for rank, workers in enumerate(plan.shares)
-        for works in workers
+        (number // plan.workers, [batch for work in works for batch in batches(work, case["bad"])])
+        for number, works in enumerate(ranges)
     ]
     for _ in range(int(sum(len(stream) for _, stream in streams) * share)):
         rank, stream = chance.choice([one for one in streams if one[1]])
@@ -108,6 +110,7 @@ def test_every_image_exactly_once(case: dict[str, Any]) -> None:
         ):
             vector = np.random.default_rng((shard, position)).normal(size=WIDTH)
             np.testing.assert_allclose(row, vector / np.linalg.norm(vector), atol=1e-5)
+        np.testing.assert_array_equal(-np.load(npy), np.load(str(npy).replace("img_emb", "text_emb")))
 
 
 def check_layout_of(root: Path, rows: int, rejects: int) -> None:
@@ -121,12 +124,14 @@ def test_a_row_that_is_no_unit_vector_is_a_reject() -> None:
     store = Store(new_folder())
     [batch] = batches(WorkRange(0, 0, 4))
     batch.embeddings_BD[1] = float("nan")
-    batch.embeddings_BD[2] *= 1.5
-    RangeCommitter(store, 0, {0: 4}, frozenset({0}), np.inf).add(batch)
+    assert batch.texts_BD is not None
+    batch.texts_BD[2] *= 1.5
+    RangeCommitter(store, 0, {0: 4}, 4, 1).add(batch)
     tidy(store)
     check_layout(store.root, rows=2, rejects=2)
     rejects = pq.read_table(store.path("rejects", 0)).to_pydict()
     assert rejects["position"] == [1, 2] and rejects["stage"] == ["encode"] * 2
+    assert rejects["error"][0] == "the embedding's norm is nan"
     assert identities(store.root) == [(0, position) for position in range(4)]
 
 
@@ -138,7 +143,7 @@ def test_what_the_writer_lets_pass_verification_lets_pass(dtype: torch.dtype, to
     embeddings_BD[:, 1] = torch.tensor([1 + off * tolerance for off in offs])
     rows = [ImageRow("p", str(one), 0, one, 1, 1, None, None, None) for one in range(len(offs))]
     work = WorkRange(0, 0, len(offs))
-    committer = RangeCommitter(store, 0, {0: len(offs)}, frozenset({0}), np.inf)
+    committer = RangeCommitter(store, 0, {0: len(offs)}, len(offs), 1)
     committer.add(EmbeddedBatch(embeddings_BD.to(dtype), rows, [], work, True))
     verdict = verify(store.root, {0: len(offs)})
     assert verdict.problems == []
@@ -148,7 +153,7 @@ def test_what_the_writer_lets_pass_verification_lets_pass(dtype: torch.dtype, to
 
 def test_too_many_rejects_end_the_run_and_say_why() -> None:
     store = Store(new_folder())
-    committer = RangeCommitter(store, 0, {0: 40}, frozenset({0}), 2)
+    committer = RangeCommitter(store, 0, {0: 40}, 40, 0.05)
     first, *others = batches(WorkRange(0, 0, 40), frozenset({(0, 1), (0, 2), (0, 5)}))
     committer.add(first)
     with pytest.raises(
@@ -233,10 +238,12 @@ def test_what_comes_from_a_device_is_waited_for_before_it_is_written(monkeypatch
     monkeypatch.setattr(torch.cuda, "Event", stream.event)
     save(plain, made, {0: 30})
     for batch in made:
+        assert batch.texts_BD is not None
         batch.embeddings_BD = batch.embeddings_BD.as_subclass(OnDevice)
-        batch.embeddings_BD.stream = stream
+        batch.texts_BD = batch.texts_BD.as_subclass(OnDevice)
+        batch.embeddings_BD.stream = batch.texts_BD.stream = stream
     save(root, made, {0: 30})
-    assert len(stream.queued) == len(made) and snapshot(root) == snapshot(plain)
+    assert len(stream.queued) == 2 * len(made) and snapshot(root) == snapshot(plain)
 
 
 def test_what_comes_from_another_kind_of_device_is_copied_at_once() -> None:

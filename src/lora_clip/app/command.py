@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "Tell how well the captions or labels of an output find its images, and images their texts.",
     "compare": "Show which of several outputs finds best, and what changed between two.",
     "embed-text": "Embed the lines of a text file, by the model of an output or any other.",
+    "export": "Write an output as a Lance, Parquet or Hugging Face dataset, or what is new of it.",
     "classify": "Give each image of an output the best of some labels.",
     "benchmark": "Measure the job beside the loops that people write.",
     "completion": "Print what completes commands and keys in a shell.",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
-
-import hydra
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, NoReturn
 
 from lora_clip.app import exits
 from lora_clip.app.conf import conf_folder
+from lora_clip.io.process import pause_collection
+from lora_clip.monitor import clock  # noqa: F401  start-up counts from here
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(arguments: Sequence[str], program: str) -> NoReturn:
@@ -18,6 +20,9 @@ def main(arguments: Sequence[str], program: str) -> NoReturn:
 
     `program` is what was typed before them.
     """
+    pause_collection()
+    import hydra
+
     typed = sys.argv
 
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="predict")

@@ -12,17 +12,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_clip.app.mistakes import check_arguments, configuration_message, with_own_model
+from lora_clip.app.outputs import find_outputs
 from lora_clip.app.usage import help_text
 from lora_clip.config import check, register
 from lora_clip.errors import DataError, LoraClipError, StorageError, TooManyRejectsError
 from lora_clip.extras import SEARCH, require
 from lora_clip.io.addresses import redacted_text
-from lora_clip.io.process import end_with_parent
+from lora_clip.io.process import end_with_parent, resume_collection
+from lora_clip.models.checkpoint import begin_digests
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,7 +58,7 @@ def main(predict: Callable[[], Any], program: str = "lora-clip embed") -> NoRetu
             check_arguments(sys.argv[1:])
         sys.argv[1:] = with_own_model(sys.argv[1:])
         predict()
-    sys.exit(0)
+    _leave(0)
 
 
 def run_job(config: DictConfig) -> None:
@@ -65,17 +67,18 @@ def run_job(config: DictConfig) -> None:
         check(config)
         if config.index:
             require(SEARCH, "faiss")
+        outputs = find_outputs(config)
+        if _rank() == "0":
+            begin_digests(output.checkpoint for output in outputs)
         from lora_clip.app.job import run
 
-        run(config)
+        resume_collection()
+        run(config, outputs)
 
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own.
-
-    The exit is immediate: what Python would do at its end (joining workers, say) may fail in its turn, and say so.
-    """
+    """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own."""
     try:
         yield
     except BaseException as error:
@@ -83,10 +86,18 @@ def guard() -> Iterator[None]:
 
 
 def _end(error: BaseException) -> NoReturn:
-    status = _report(error)
+    _leave(_report(error))
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit at once: what Python would do at its end (joining workers, say) may fail in its turn, and say so.
+
+    And it takes a second to take millions of objects apart one by one.
+    """
     _kill_workers()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -106,6 +117,11 @@ def _kill_workers() -> None:
 def on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     """Unwind as from Ctrl-C."""
     raise Terminated
+
+
+def _rank() -> str:
+    """The rank of this process, as far as it is known before the Trainer is there."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK", "0")
 
 
 def _is_child() -> bool:
@@ -152,8 +168,7 @@ def _chain(error: BaseException) -> list[str]:
 
 def _say(message: str, status: int, everywhere: bool = False) -> int:
     message = redacted_text(message)
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK", "0")
-    if rank == "0" or everywhere:
+    if (rank := _rank()) == "0" or everywhere:
         print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
     elif status == USER_ERROR:
         _wait_to_be_ended(status)

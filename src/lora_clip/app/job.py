@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from lora_clip.app import launch
-from lora_clip.app.outputs import Output, find_outputs, shared_spec
+from lora_clip.app.outputs import Output, require_texts, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
+from lora_clip.config import read
 from lora_clip.diagnose import summary
 from lora_clip.errors import OutputError, TooManyRejectsError
-from lora_clip.loading.datamodule import PixelDataModule
+from lora_clip.inspection.pictures import Small
+from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.adapters import summarise
@@ -27,7 +30,7 @@ from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
 from lora_clip.models.module import EmbeddingModule
 from lora_clip.monitor.callback import Monitor
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
-from lora_clip.output.notes import take_notes
+from lora_clip.output.notes import lowest_proof, take_notes
 from lora_clip.output.session import OutputSession
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
@@ -35,20 +38,23 @@ from lora_clip.report.run import write_report
 from lora_clip.sources.base import open_source
 
 
-def run(config: DictConfig) -> None:
-    """Embed what is missing: plan, predict, verify, report.
+def run(config: DictConfig, outputs: Sequence[Output]) -> None:
+    """Embed what `outputs` lack: plan, predict, verify, report.
 
     Raises a LoraClipError for everything that a user can mend.
     """
     started = time.time()
     quiet_lightning()
-    outputs = find_outputs(config)
     roots = [output.root for output in outputs]
     monitor, writer = Monitor(roots), EmbeddingWriter(roots, config.max_reject_fraction)
-    trainer = launch.build_trainer(config.trainer, monitor.around(writer))
+    trainer = launch.build_trainer(config.trainer, [*monitor.around(writer), EarlyBatches()])
     spec, settings = shared_spec(outputs, config.data.orientation), resolve_settings(config, trainer)
+    if settings.texts:
+        require_texts(outputs)
     source, stages = open_source(config.data), load_stages(config.data.get("stages"))
-    data = PixelDataModule(source, spec, settings.batch_size, settings.workers, settings.decoding, stages)
+    data = PixelDataModule(
+        source, spec, settings.batch_size, settings.workers, settings.decoding, stages, config.data.decode_seconds
+    )
     embedder = build_embedder(outputs, settings, config.model.compile)
     if launch.rank_of(trainer) > 0:
         launch.predict(trainer, embedder, data)
@@ -57,11 +63,12 @@ def run(config: DictConfig) -> None:
         sessions = [(output, stack.enter_context(OutputSession(output.root, config.resume))) for output in outputs]
         job = plan(config, sessions, source, spec, settings)
         if job.plan.images or launch.torchrun_shape():
-            data.plans = job.plan.by_rank()
+            data.plan = job.to_send()
             monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
             monitor.opening = lambda: opening(job, embedder)
+            monitor.open_logger = lambda: launch.open_logger(config)
             launch.predict(trainer, embedder, data)
-        finish(job, monitor, embedder, started)
+        finish(job.counted(source), monitor, embedder, started)
         if config.index:
             print(*map(add_index, roots), sep="\n", flush=True)
 
@@ -86,26 +93,30 @@ def resolve_settings(config: DictConfig, trainer: pl.Trainer) -> summary.Setting
         config.data.decode,
         resolve_dtype(config.model.dtype, device.type),
         config.output.dtype,
+        "text" in read(config, "embed"),
     )
 
 
 def build_embedder(outputs: Sequence[Output], settings: summary.Settings, compile_model: bool) -> EmbeddingModule:
     """The LightningModule of the job."""
     compute = Compute(settings.dtype, batch_size=settings.batch_size, compile=compile_model)
-    return EmbeddingModule([output.checkpoint for output in outputs], compute, DTYPES[settings.output_dtype])
+    checkpoints = [output.checkpoint for output in outputs]
+    return EmbeddingModule(checkpoints, compute, DTYPES[settings.output_dtype], settings.texts)
 
 
 def opening(job: Job, embedder: EmbeddingModule) -> str:
     """What will be done, once the models are on their device; and whether that is not how it was done before."""
     told = [
-        summary.NamedModel(one.output.name, one.output.checkpoint, adapter_of(number, one, embedder))
+        summary.NamedModel(
+            one.output.name, one.output.checkpoint, adapter_of(number, one, embedder), embedder.proof(number)
+        )
         for number, one in enumerate(job.surveys)
     ]
     lines = [summary.opening(job.settings, job.inventory, job.plan, told)]
     lines += [f"note: {note}" for note in embedder.notes]
     notes = take_notes(embedder.trainer.strategy.root_device, embedder.compute.compile, job.settings.batch_size)
-    lacking = [one for one, images in zip(job.surveys, job.plan.images_each, strict=True) if images]
-    differs = [line for one in lacking if (line := one.session.note(notes))]
+    lacking = [(one, told[number].proof) for number, one in enumerate(job.surveys) if job.plan.images_each[number]]
+    differs = [line for one, proof in lacking if (line := one.session.note(notes, asdict(proof) if proof else None))]
     return "\n".join([*lines, *dict.fromkeys(differs)])
 
 
@@ -122,28 +133,40 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
         for one, images in zip(job.surveys, job.plan.images_each, strict=True)
     ]
     run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
+    monitor.log_end(ranks, run_record)
+    small: Small = {}
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
-            record(one, verdict, run_record, adapter_of(number, one, embedder), job.plan.images_each[number] > 0)
+            embedded = job.plan.images_each[number] > 0
+            record(one, verdict, run_record, adapter_of(number, one, embedder), embedded, small)
     roots = [one.output.root for one in job.surveys]
+    if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
+        print(*notes, sep="\n")
     if unsound := [_unsound(root, found) for root, found in zip(roots, verdicts, strict=True) if found.problems]:
         raise OutputError("\n".join(unsound))
     print(closing(roots, job, verdicts), flush=True)
-    if (rejects := int(sum(rank.rejects for rank in ranks))) > job.allowed_rejects:
+    images = job.plan.images if job.plan.counted else sum(rank.images for rank in ranks)
+    if (rejects := int(sum(rank.rejects for rank in ranks))) > (allowed := job.max_reject_fraction * images):
         raise TooManyRejectsError(
             f"{rejects:,} images rejected, more than max_reject_fraction allows for this run "
-            f"({int(job.allowed_rejects):,}): the reasons are above. The output is complete"
+            f"({int(allowed):,}): the reasons are above. The output is complete"
         )
 
 
 def record(
-    one: Survey, verdict: Verdict, run_record: dict[str, Any], adapter: AdapterSummary | None, embedded: bool
+    one: Survey,
+    verdict: Verdict,
+    run_record: dict[str, Any],
+    adapter: AdapterSummary | None,
+    embedded: bool,
+    small: Small | None = None,
 ) -> None:
     """Write an output's manifest and report; those of one that nothing was added to stay as they are."""
     root = one.output.root
     if embedded or read_manifest(root) is None:
-        write_manifest(root, build_manifest(one.fingerprint, one.output.checkpoint, verdict, run_record, adapter))
-        write_report(root)
+        of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter, lowest_proof(root))
+        write_manifest(root, build_manifest(*of_output))
+        write_report(root, small)
     else:
         upgrade_manifest(root)
 

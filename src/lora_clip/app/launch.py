@@ -9,15 +9,18 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+import hydra
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app.exits import on_sigterm
 from lora_clip.errors import ConfigError
+from lora_clip.extras import how_to_install
 from lora_clip.io.process import node_cores
 from lora_clip.models.compute import auto_batch_size
 
@@ -25,6 +28,7 @@ AUTO = "auto"
 # No device needs more: ViT-B/32 on an H100 takes at most some 34,000 images/s, a core decodes 500. And every worker
 # costs memory: four batches in the ring, 154 MB at 256 images of 224 pixels.
 MAX_WORKERS = 64
+LOGGER_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 PATIENCE = timedelta(days=7)
 """How long ranks wait for one another at the end: a dead rank is noticed by its launcher, a slow one is no error."""
 
@@ -76,6 +80,28 @@ def build_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> pl.Train
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"the trainer refuses its arguments: {str(error).splitlines()[0]}") from error
+
+
+def open_logger(config: DictConfig) -> Logger | None:
+    """The logger of the `logger` group; None where there is none.
+
+    Raises ConfigError where its package is not installed, or it refuses its arguments.
+    """
+    if config.get("logger") is None:
+        return None
+    name = str(config.logger.get("_target_")).rpartition(".")[2]
+    try:
+        logger = hydra.utils.instantiate(config.logger)
+        _ = logger.experiment if hasattr(type(logger), "experiment") else None  # what cannot be reached is told now
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ModuleNotFoundError):
+            package = LOGGER_PACKAGES.get(name, cause.name or "what it needs")
+            raise ConfigError(f"{name}: {package} is not installed: type {how_to_install(package)}") from error
+        raise ConfigError(f"{name} cannot be opened: {str(cause).strip()}") from error
+    if not isinstance(logger, Logger):
+        raise ConfigError(f"logger: {name} is none of Lightning's loggers: give one of conf/logger/")
+    return logger
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from lora_clip.types import PreprocessSpec
 
 BASE = "base"
 """The name of the output of the base model alone."""
+Adapter = str | Mapping[str, float] | None
+"""What `model.adapter` names for an output: an adapter, a weighted sum of some, or none."""
+Term = tuple[tuple[str, ...], float | None]
+"""One adapter's name in parts, and its weight where it is in a sum."""
 
 
 @dataclass(frozen=True)
@@ -44,44 +48,91 @@ def find_outputs(config: DictConfig) -> list[Output]:
     return [Output(name, root / name, one) for name, one in zip(names, checkpoints, strict=True)]
 
 
-def names_of(adapters: Sequence[str | None]) -> list[str]:
+def require_texts(outputs: Sequence[Output]) -> None:
+    """Raises ModelError where a model cannot embed captions: it has no text tower, or no tokenizer."""
+    for base, folder in {one.checkpoint.base: one.checkpoint.base_folder for one in outputs}.items():
+        family = find_family(folder)
+        if not family.has_text(folder):
+            raise ModelError(
+                f"embed=[image,text]: base {base} has no text tower to embed captions with. "
+                "embed=image embeds the images alone"
+            )
+        family.load_tokenizer(folder)
+
+
+def names_of(adapters: Sequence[Adapter]) -> list[str]:
     """What each output is called: the last part of its adapter's folder or hub name, with more where those are equal.
 
-    Raises ConfigError where one adapter is given twice.
+    A sum is called by the names and weights of all in it. Raises ConfigError where one adapter is given twice.
     """
-    parts = [(BASE,) if adapter is None else _parts(adapter) for adapter in adapters]
-    lengths = [1] * len(parts)
+    terms = [_terms(adapter) for adapter in adapters]
+    lengths = [_distinct(own) for own in terms]
     while True:
-        names = ["-".join(own[-length:]) for own, length in zip(parts, lengths, strict=True)]
+        names = [_name(own, length) for own, length in zip(terms, lengths, strict=True)]
         times = Counter(names)
         longer = [
-            min(length + (times[name] > 1), len(own)) for name, own, length in zip(names, parts, lengths, strict=True)
+            min(length + (times[name] > 1), _longest(own))
+            for name, own, length in zip(names, terms, lengths, strict=True)
         ]
         if longer == lengths:
             break
         lengths = longer
-    if twice := [str(adapter or "null") for adapter, name in zip(adapters, names, strict=True) if times[name] > 1]:
+    if twice := [as_typed(adapter) for adapter, name in zip(adapters, names, strict=True) if times[name] > 1]:
         raise ConfigError(f"model.adapter: {' and '.join(twice)} are one and the same: give each once")
     return names
 
 
+def as_typed(adapter: Adapter) -> str:
+    """An adapter as it is typed in a list: a name, null, or a sum."""
+    if adapter is None:
+        return "null"
+    if isinstance(adapter, str):
+        return adapter
+    return f"{{{', '.join(f'{name}: {weight:g}' for name, weight in adapter.items())}}}"
+
+
+def _terms(adapter: Adapter) -> list[Term]:
+    """The parts of the names of all in a sum, in the order of these, each with its weight; of a name, that alone."""
+    if adapter is None:
+        return [((BASE,), None)]
+    if isinstance(adapter, str):
+        return [(_parts(adapter), None)]
+    return sorted((_parts(name), float(weight)) for name, weight in adapter.items())
+
+
+def _name(terms: Sequence[Term], length: int) -> str:
+    named = (("-".join(parts[-length:]), weight) for parts, weight in terms)
+    return "+".join(name if weight is None else f"{name}-{weight:g}" for name, weight in named)
+
+
+def _distinct(terms: Sequence[Term]) -> int:
+    """How many parts of each name tell those of a sum apart."""
+    lengths = range(1, _longest(terms) + 1)
+    return next((one for one in lengths if len({parts[-one:] for parts, _ in terms}) == len(terms)), lengths[-1])
+
+
+def _longest(terms: Sequence[Term]) -> int:
+    return max(len(parts) for parts, _ in terms)
+
+
 def _parts(adapter: str) -> tuple[str, ...]:
     folder = Path(adapter).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         return tuple(adapter.strip("/").split("/"))
-    return (folder.resolve() if ".." in folder.parts else folder.absolute()).parts[1:]
+    parts = (folder.resolve() if ".." in folder.parts else folder.absolute()).parts[1:]
+    return parts if folder.is_dir() else (*parts[:-1], folder.stem)
 
 
-def find_checkpoints(base: str | None, adapters: Sequence[str | None]) -> list[Checkpoint]:
+def find_checkpoints(base: str | None, adapters: Sequence[Adapter]) -> list[Checkpoint]:
     """A checkpoint for each adapter; null among them is the base of the others where `base` does not name one."""
-    found: dict[str | None, Checkpoint]
-    found = {adapter: find_checkpoint(base, adapter) for adapter in adapters if adapter is not None}
-    if None in adapters:
-        bases = {one.base_folder.resolve(): one.base for one in found.values()}
-        if base is None and len(bases) > 1:
-            raise ModelError(f"the adapters have several bases ({', '.join(bases.values())}): null needs model.base=…")
-        found[None] = find_checkpoint(base or next(iter(bases.values()), None), None)
-    return [found[adapter] for adapter in adapters]
+    found = [None if adapter is None else find_checkpoint(base, adapter) for adapter in adapters]
+    if None not in found:
+        return [one for one in found if one is not None]
+    bases = {one.base_folder.resolve(): one.base for one in found if one is not None}
+    if base is None and len(bases) > 1:
+        raise ModelError(f"the adapters have several bases ({', '.join(bases.values())}): null needs model.base=…")
+    alone = find_checkpoint(base or next(iter(bases.values()), None), None)
+    return [one or alone for one in found]
 
 
 def shared_spec(outputs: Sequence[Output], orientation: str) -> PreprocessSpec:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_clip.app.outputs import Output
+from lora_clip.app.outputs import Output, as_typed
 from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
+from lora_clip.loading.catalog import RecordedShards
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
-from lora_clip.models.checkpoint import digests
+from lora_clip.models.checkpoint import digests, tokenizer_digest
+from lora_clip.models.compute import dtype_name
+from lora_clip.output.provenance import INPUTS
 from lora_clip.output.session import OutputSession
-from lora_clip.sources.base import Shard, Source
-from lora_clip.types import PreprocessSpec
+from lora_clip.sources.base import Shard, Source, counted
+from lora_clip.types import UNCOUNTED, PreprocessSpec
 
 Done = Mapping[int, Sequence[tuple[int, int]]]
 
@@ -51,10 +54,18 @@ class Job:
     settings: Settings
     max_reject_fraction: float
 
-    @property
-    def allowed_rejects(self) -> float:
-        """How many of the images of this run may be rejected."""
-        return self.max_reject_fraction * self.plan.images
+    def to_send(self) -> Plan:
+        """The plan as all ranks get it: shards by the file in which they stand, where they would have to be sent."""
+        if self.settings.ranks == 1 or not self.plan.gaps:
+            return self.plan
+        first = min(self.plan.needed)
+        recorded = RecordedShards.of(self.surveys[first].session.root / INPUTS)
+        return replace(self.plan, shards=recorded)
+
+    def counted(self, source: Source) -> Job:
+        """The job after its run, with every shard counted. Raises DataError where there was no image in any."""
+        surveys = [counts_of(one, source) for one in self.surveys]
+        return replace(self, surveys=surveys, inventory=surveys[0].inventory)
 
 
 def plan(
@@ -66,6 +77,7 @@ def plan(
     for output, session in sessions:
         fingerprint = fingerprint_of(output, spec, config.data, settings)
         surveys.append(survey(output, session, fingerprint, source, config.data.limit, surveys))
+    surveys = share_counts(surveys)
     inventory = shared_inventory(surveys)
     done = [begin(one, inventory) for one in surveys]
     hands = {"ranks": settings.ranks, "workers": settings.workers, "batch_size": settings.batch_size}
@@ -78,10 +90,12 @@ def fingerprint_of(output: Output, spec: PreprocessSpec, data: DictConfig, setti
         **digests(output.checkpoint),
         "preprocessing": spec.to_json(),
         "decode": settings.decoding,
-        "model_dtype": str(settings.dtype).removeprefix("torch."),
+        "model_dtype": dtype_name(settings.dtype),
         "output_dtype": settings.output_dtype,
         "image_key": _value(data.image_key),
     }
+    if settings.texts:
+        fingerprint |= {"embed": ["image", "text"], "tokenizer": tokenizer_digest(output.checkpoint.base_folder)}
     return fingerprint | ({"stages": _value(data.stages)} if data.get("stages") else {})
 
 
@@ -100,9 +114,33 @@ def survey(
     same = next((one.inventory for one in others if one.known == known), None)
     inventory = same or take_inventory(source, known, limit)
     _check_unchanged(session.snapshot.committed, known, inventory.shards)
+    return Survey(output, session, fingerprint, known, inventory, wanted_of(session, known, inventory))
+
+
+def wanted_of(session: OutputSession, known: Sequence[Shard], inventory: Inventory) -> dict[int, int]:
+    """How many positions of each shard an output is to hold at last: what is wanted now, and what it keeps."""
     kept, ids = session.prefixes(), {shard.id for shard in (*known, *inventory.shards)}
-    wanted = {id_: max(inventory.targets.get(id_, 0), kept.get(id_, 0)) for id_ in ids}
-    return Survey(output, session, fingerprint, known, inventory, wanted)
+    return {id_: max(inventory.targets.get(id_, 0), kept.get(id_, 0)) for id_ in ids}
+
+
+def share_counts(surveys: Sequence[Survey]) -> list[Survey]:
+    """The surveys, where what one output's earlier runs have counted is known to all: they looked at the same files."""
+    counted = {shard.path: shard for one in surveys for shard in one.inventory.shards if shard.images != UNCOUNTED}
+    return [_told(one, counted) for one in surveys]
+
+
+def _told(one: Survey, counted: Mapping[str, Shard]) -> Survey:
+    told = {
+        shard.id: replace(counted[shard.path], id=shard.id)
+        for shard in one.inventory.shards
+        if shard.images == UNCOUNTED and shard.path in counted
+    }
+    if not told:
+        return one
+    shards = [told.get(shard.id, shard) for shard in one.inventory.shards]
+    targets = {**one.inventory.targets, **{id_: shard.images for id_, shard in told.items()}}
+    inventory = Inventory(shards, targets)
+    return replace(one, inventory=inventory, wanted=wanted_of(one.session, one.known, inventory))
 
 
 def _check_unchanged(embedded: Container[int], known: Sequence[Shard], now: Sequence[Shard]) -> None:
@@ -140,14 +178,39 @@ def _same(one: Inventory, other: Inventory) -> bool:
 
 
 def _adapters(surveys: Sequence[Survey]) -> str:
-    return ",".join(str(one.output.checkpoint.adapter or "null") for one in surveys)
+    return ",".join(as_typed(one.output.checkpoint.adapter) for one in surveys)
+
+
+def records(shards: Iterable[tuple[int, Shard]], wanted: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """What inputs.jsonl holds of each shard; `wanted` is null as long as nobody has counted it."""
+    for id_, shard in shards:
+        yield {**shard.to_json(), "wanted": None if wanted[id_] == UNCOUNTED else wanted[id_]}
+
+
+def counts_of(one: Survey, source: Source) -> Survey:
+    """The survey with every shard counted, now that the run is over: an output's record of its input is whole then.
+
+    Shards that no worker has told of are looked into: there is no image in them.
+    """
+    if all(target != UNCOUNTED for target in one.wanted.values()):
+        return one
+    told = {line["id"]: Shard.from_json(line) for line in one.session.known_inputs()}
+    shards = [counted(source, told.get(shard.id, shard)) for shard in one.inventory.shards]
+    targets = {shard.id: min(one.inventory.targets[shard.id], shard.images) for shard in shards}
+    now = replace(one, inventory=Inventory(shards, targets))
+    now = replace(now, wanted=wanted_of(one.session, one.known, now.inventory))
+    one.session.rewrite_inputs(records(sorted(_shards(now).items()), now.wanted))
+    return now
+
+
+def _shards(one: Survey) -> dict[int, Shard]:
+    return {shard.id: shard for shard in (*one.known, *one.inventory.shards)}
 
 
 def begin(one: Survey, inventory: Inventory) -> Done:
     """Create the output or bring it into order; what it holds then, under the numbers of `inventory`."""
-    lacks, shards = one.lacks, {shard.id: shard for shard in (*one.known, *one.inventory.shards)}
-    lines = ({**shard.to_json(), "wanted": one.wanted[id_]} for id_, shard in sorted(shards.items()))
-    one.session.begin(one.fingerprint, lines)
+    lacks = one.lacks
+    one.session.begin(one.fingerprint, records(sorted(_shards(one).items()), one.wanted))
     ranges = one.session.recover(one.wanted).committed
     if not lacks:
         return {id_: [(0, target)] for id_, target in inventory.targets.items()}

@@ -74,8 +74,8 @@ def _title(group: Sequence[Key]) -> str:
 
 
 def _options(group: Sequence[Key]) -> dict[str, str]:
-    name = group[0].name.rpartition(".")[0]
-    return {f"{name}={option}": sentence for option, sentence in OPTIONS.get(name, {}).items()}
+    names = [group[0].name.rpartition(".")[0], *(key.name for key in group)]
+    return {f"{name}={option}": said for name in names for option, said in OPTIONS.get(name, {}).items()}
 
 
 def _section(group: Sequence[Key]) -> str:

@@ -21,7 +21,7 @@ from lora_clip.benchmark.photographs import list_photographs
 from lora_clip.io.process import cores
 from lora_clip.models.base import Embedder
 from lora_clip.models.checkpoint import find_checkpoint
-from lora_clip.models.compute import Compute, resolve_dtype
+from lora_clip.models.compute import Compute, dtype_name, resolve_dtype
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.pixels.decode import decode, prepare
 from lora_clip.types import PreprocessSpec
@@ -64,8 +64,7 @@ def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
     decoding, pixels = (_on_all_cores(partial(work, data, spec)) for work in (_decode, _pixels))
     devices = max(1, torch.cuda.device_count())
     forward, batch_size = max((_forward(embedder, size, device), size) for size in BATCH_SIZES[device.type])
-    name = str(dtype).removeprefix("torch.")
-    return Ceilings(decoding, pixels, devices * forward, batch_size, name, device.type, devices, cores())
+    return Ceilings(decoding, pixels, devices * forward, batch_size, dtype_name(dtype), device.type, devices, cores())
 
 
 def _on_all_cores(work: Callable[[], float]) -> float:

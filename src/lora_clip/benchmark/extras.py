@@ -7,6 +7,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -21,10 +22,14 @@ LOOK_EVERY = 0.1
 ADAPTERS = 3
 
 
+def large_photographs(folder: Path, images: int) -> Path:
+    """So many photographs of 12 megapixels, made where they are not there yet."""
+    return make(folder / f"large-{images}", Collection(images, large_share=1.0))
+
+
 def decoding(material: Material, folder: Path, images: int, seconds: float, repeats: int, scratch: Path) -> str:
     """Both ways of decoding 12-megapixel photographs: images/s of the job, and the cosine between the embeddings."""
-    shards = make(folder / f"large-{images}", Collection(images, large_share=1.0))
-    large = Material(material.base, material.adapter, shards)
+    large = Material(material.base, material.adapter, large_photographs(folder, images))
     patterns = [ours(large, ["auto"], [f"data.decode={way}", "output.dtype=float32"])[0] for way in (EXACT, FAST)]
     exact, fast = measure(patterns, images, seconds, repeats, scratch)
     cosines = _cosines(exact, fast, images, scratch)
@@ -48,20 +53,23 @@ def _cosines(exact: Timing, fast: Timing, images: int, scratch: Path) -> np.ndar
     return np.sum(both[0] * both[1], axis=1) / np.prod([np.linalg.norm(one, axis=1) for one in both], axis=0)
 
 
-def one_pass(material: Material, images: int, seconds: float, repeats: int, scratch: Path) -> str:
-    """Several adapters in one pass against one: their images/s, and what an image costs more."""
+def one_pass(
+    material: Material, images: int, seconds: float, repeats: int, scratch: Path, what: str = "photographs"
+) -> str:
+    """Several adapters in one pass against one: their images/s, what an image costs more, and what a whole process."""
     adapters = [scratch / "adapters" / str(number) for number in range(ADAPTERS)]
     for adapter in adapters:
         adapter.parent.mkdir(exist_ok=True)
+        adapter.unlink(missing_ok=True)
         adapter.symlink_to(material.adapter.resolve())
     patterns = [ours(material, ["auto"])[0], ours(material, ["auto"], adapters=adapters)[0]]
     one, all_ = measure(patterns, images, seconds, repeats, scratch)
+    size = min(one.sizes[1], all_.sizes[1])
+    whole = median(all_.seconds[size]) / median(one.seconds[size])
+    start = f"{ADAPTERS} adapters in one pass over {what} against one: {whole:.2f} x the time for {size:,} images"
     if one.rate is None or all_.rate is None:
-        return f"one adapter and {ADAPTERS} in one pass: too few images to tell them apart"
-    return (
-        f"one adapter {one.rate:,.1f} images/s, {ADAPTERS} in one pass {all_.rate:,.1f}: "
-        f"{one.rate / all_.rate:.2f} x the time"
-    )
+        return f"{start}; too few images to tell what one more costs"
+    return f"{start}; without start and end {one.rate / all_.rate:.2f} x ({one.rate:,.1f} images/s, {all_.rate:,.1f})"
 
 
 def memory(material: Material, images: int, scratch: Path) -> str:

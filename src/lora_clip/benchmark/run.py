@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ import transformers
 
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.collection import Collection, make
-from lora_clip.benchmark.extras import decoding, memory, one_pass
+from lora_clip.benchmark.extras import decoding, large_photographs, memory, one_pass
 from lora_clip.benchmark.measure import BenchmarkError, Pattern, measure
 from lora_clip.benchmark.models import make_random
 from lora_clip.benchmark.patterns import Material, ours, theirs
@@ -119,14 +119,17 @@ def find_ceilings(material: Material, images: int) -> Ceilings:
 
 def extra(plan: Plan, material: Material, images: int, scratch: Path) -> list[str]:
     """What else was asked for, a sentence each."""
-    notes = []
+    notes, folder = [], plan.work.resolve()
     if plan.large:
-        folder = plan.work.resolve()
         notes.append(decoding(material, folder, plan.large, plan.seconds, plan.repeats, scratch))
     if plan.memory:
         notes.append(memory(material, images, scratch))
     if plan.one_pass:
         notes.append(one_pass(material, images, plan.seconds, plan.repeats, scratch))
+        if plan.large:  # where decoding is what limits, whatever the model and the device
+            large = replace(material, shards=large_photographs(folder, plan.large))
+            what = "photographs of 12 megapixels"
+            notes.append(one_pass(large, plan.large, plan.seconds, plan.repeats, scratch, what))
     return notes
 
 

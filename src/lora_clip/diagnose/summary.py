@@ -17,12 +17,14 @@ from lora_clip.inspection import rejects
 from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
+from lora_clip.models.compute import dtype_name
+from lora_clip.models.proof import ENOUGH, LEAST_CENTRED, Proof, least_cosine
 from lora_clip.monitor.meter import Machine
 from lora_clip.monitor.progress import Counters, total
 from lora_clip.output.manifest import read_manifest
 from lora_clip.output.verify import Verdict
 from lora_clip.sources.base import count_extensions
-from lora_clip.terminal import align, command, count_of
+from lora_clip.terminal import align, command, count_of, size_of
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
@@ -42,7 +44,7 @@ RANK_COLUMNS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How the job is run; `batch_size` is per rank, `workers` are per rank."""
+    """How the job is run; `batch_size` is per rank, `workers` are per rank; `texts`: captions are embedded too."""
 
     ranks: int
     workers: int
@@ -50,6 +52,7 @@ class Settings:
     decoding: str
     dtype: torch.dtype
     output_dtype: str
+    texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,54 @@ class NamedModel:
     name: str
     checkpoint: Checkpoint
     adapter: AdapterSummary | None
+    proof: Proof | None = None
 
 
 def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Sequence[NamedModel]) -> str:
     """What will be done, in a line, and one more for each of several outputs; notes that a user may act on."""
-    what = f"{_of(plan.images, inventory)} in {count_of(len(plan.targets), 'shard')}"
+    texts = " and their captions" if settings.texts else ""
+    what = f"{_of_plan(plan, inventory)}{texts} in {count_of(len(plan.targets), 'shard')}"
     several = [] if len(outputs) == 1 else _outputs_table(outputs, inventory, plan)
     line = (
         f"embedding {what} with {f'{len(outputs)} models' if several else _model(outputs[0])}, "
         f"on {count_of(settings.ranks, 'rank')} x {count_of(settings.workers, 'worker')}, "
-        f"batches of {settings.batch_size}, {str(settings.dtype).removeprefix('torch.')}"
+        f"batches of {settings.batch_size}, {dtype_name(settings.dtype)}"
     )
-    return "\n".join([line, *several, *_notes([one.checkpoint for one in outputs], inventory)])
+    proofs = [told for one in outputs if one.proof for told in proof_lines(one.name, one.proof, settings.dtype)]
+    notes = [f"note: {note}" for note in dict.fromkeys(one.checkpoint.note for one in outputs) if note]
+    return "\n".join([line, *several, *proofs, *notes, *input_notes(inventory)])
+
+
+def _of_plan(plan: Plan, inventory: Inventory) -> str:
+    return _of(plan.images, inventory) if plan.counted else f"some {plan.images:,} images ({size_of(plan.bytes)})"
+
+
+def proof_lines(name: str, proof: Proof, dtype: torch.dtype) -> list[str]:
+    """How close the network that runs comes to float32, in a line, and a warning where that is too far."""
+    of = f" of {name}" if name else ""
+    lines = [f"proof{of}: {dtype_name(dtype)} on {describe_proof(asdict(proof))}"]
+    least = least_cosine(dtype)
+    if not (proof.cosine >= least and (proof.centred is None or proof.centred >= LEAST_CENTRED)):  # nor is NaN
+        lines.append(
+            f"WARNING: cosines of {least} and, centred, {LEAST_CENTRED} are expected: in {dtype_name(dtype)} these "
+            f"images' embeddings are not as good as the model's. {_advice(dtype)}"
+        )
+    return lines
+
+
+def describe_proof(proof: Mapping[str, Any]) -> str:
+    """A proof as the manifest has it, in words."""
+    images, centred = count_of(proof["images"], "image"), proof["centred"]
+    rest = f" (centred: takes {ENOUGH} different images)" if centred is None else f", centred {centred:.6f}"
+    cosine = f"cosine to the {proof['reference']} model in float32 at least {proof['cosine']:.6f}"
+    return f"{images} of yours: {cosine}{rest}"
+
+
+def _advice(dtype: torch.dtype) -> str:
+    if dtype == torch.float32:
+        return "Please report this"
+    nearly = "" if dtype == torch.float16 else ", model.dtype=float16 nearly so"
+    return f"model.dtype=float32 computes exactly{nearly}, into another output_dir or with resume=false"
 
 
 def _of(images: int, inventory: Inventory) -> str:
@@ -91,9 +130,10 @@ def _model(output: NamedModel) -> str:
     return f"{shown(checkpoint.base)} + {how}"
 
 
-def _notes(checkpoints: Sequence[Checkpoint], inventory: Inventory) -> list[str]:
+def input_notes(inventory: Inventory) -> list[str]:
+    """What a user may want to know of the input, as far as it is counted: images of several kinds, or left out."""
     taken, left_out = count_extensions(inventory.shards)
-    notes = [f"note: {note}" for note in dict.fromkeys(one.note for one in checkpoints) if note]
+    notes = []
     if len(taken) > 1:
         notes.append(
             f"note: images stand under several extensions ({_listed(taken)}); all are embedded: "
@@ -144,8 +184,8 @@ def bottleneck_of(settings: Settings, ranks: Sequence[Counters], machine: Machin
     """The bottleneck of the run; empty where there was none."""
     if machine is None:
         return ""
-    dtype = str(settings.dtype).removeprefix("torch.")
-    return diagnose(figures.gather(ranks, machine, dtype, settings.workers, settings.batch_size, settings.decoding))
+    how = (dtype_name(settings.dtype), settings.workers, settings.batch_size, settings.decoding)
+    return diagnose(figures.gather(ranks, machine, *how))
 
 
 def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
@@ -203,7 +243,14 @@ def counts(verdict: Verdict) -> str:
     return (
         f"{verdict.images:,} images in {count_of(verdict.shards, 'shard')} = "
         f"{verdict.rows:,} embeddings{shape} + {count_of(verdict.rejects, 'reject')}"
+        f"{_captions(verdict)}"
     )
+
+
+def _captions(verdict: Verdict) -> str:
+    if verdict.captions is None:
+        return ""
+    return f"; {count_of(verdict.captions, 'caption')} embedded, {verdict.rows - verdict.captions:,} images have none"
 
 
 def describe_model(manifest: Mapping[str, Any]) -> str:

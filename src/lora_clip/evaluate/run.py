@@ -30,7 +30,22 @@ def ranks_of(collection: Collection, ids_N: np.ndarray, asked: Asked) -> Ranks:
         for at in range(0, len(ids_N), ROWS_AT_ONCE):
             yield collection.rows.embeddings(ids_N[at : at + ROWS_AT_ONCE])
 
-    return rank(collection.load_encoder().text(asked.texts), asked.text_of_N, parts)
+    return rank(_embeddings(collection, ids_N, asked), asked.text_of_N, parts)
+
+
+def _embeddings(collection: Collection, ids_N: np.ndarray, asked: Asked) -> np.ndarray:
+    """Embeddings (Q, D) of the texts: what the job made of captions, where it did; else they are embedded now."""
+    if asked.row_Q is None or not collection.rows.has_texts or not _are_captions(collection, ids_N, asked):
+        return collection.load_encoder().text(asked.texts)
+    stored_QD = collection.rows.texts(ids_N[asked.row_Q])
+    return stored_QD / np.linalg.norm(stored_QD, axis=1, keepdims=True)
+
+
+def _are_captions(collection: Collection, ids_N: np.ndarray, asked: Asked) -> bool:
+    """Whether this output has those captions too: the texts may come from another, begun before a caption changed."""
+    assert asked.row_Q is not None
+    captions = [(line["caption"] or "").strip() for line in collection.rows.metadata(ids_N[asked.row_Q])]
+    return captions == list(asked.texts)
 
 
 def table(found: Sequence[Figure]) -> str:

@@ -37,10 +37,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Asked:
-    """The texts (Q) that are asked for, as the template has them, and the number of each image's (N,), or NO_TEXT."""
+    """The texts (Q) that are asked for, as the template has them, and the number of each image's (N,), or NO_TEXT.
+
+    `row_Q` is the place of an image that has a text for its caption; None where a text is anything but a caption.
+    """
 
     texts: Sequence[str]
     text_of_N: np.ndarray
+    row_Q: np.ndarray | None = None
 
 
 def texts_of(rows: Rows, ids_N: np.ndarray, wanted: Wanted, seed: int = 0) -> Asked:
@@ -61,6 +65,9 @@ def texts_of(rows: Rows, ids_N: np.ndarray, wanted: Wanted, seed: int = 0) -> As
         known = [known[at] for at in np.sort(drawn).tolist()]
     numbers = {text: number for number, text in enumerate(known)}
     text_of_N = np.array([numbers.get(text, NO_TEXT) for text in found])
+    if (wanted.by, wanted.template) == (CAPTION, "{}"):
+        first = {text: place for place, text in reversed([*enumerate(found)])}
+        return Asked(known, text_of_N, np.array([first[text] for text in known]))
     return Asked([wanted.template.replace("{}", text) for text in known], text_of_N)
 
 

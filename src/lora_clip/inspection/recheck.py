@@ -9,8 +9,10 @@ from typing import Any
 from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.output.manifest import read_manifest
+from lora_clip.output.store import Store
 from lora_clip.output.verify import Verdict, verify
 from lora_clip.sources.base import Shard, parse_image_key, source_of
+from lora_clip.types import UNCOUNTED
 
 
 def recheck(root: Path) -> tuple[Verdict, list[str]]:
@@ -19,8 +21,8 @@ def recheck(root: Path) -> tuple[Verdict, list[str]]:
     Raises OutputError where `root` holds no output.
     """
     fingerprint = provenance.require_fingerprint(root)
-    records = provenance.read_inputs(root)
-    verdict = verify(root, {line["id"]: line["wanted"] for line in records})
+    records = Store(root).inputs()
+    verdict = verify(root, {line["id"]: UNCOUNTED if line["wanted"] is None else line["wanted"] for line in records})
     if read_manifest(root) is None:
         verdict.problems.append("there is no manifest.json: no run has come to its end")
     problems, notes = compare_inputs(records, fingerprint.get("image_key"))
@@ -34,6 +36,8 @@ def compare_inputs(records: Sequence[Mapping[str, Any]], image_key: Any) -> tupl
     problems, notes = [], []
     for line in records:
         shard = Shard.from_json(line)
+        if shard.images == UNCOUNTED:
+            continue
         try:
             if changed := source_of(shard, image_keys).check(shard):
                 problems.append(f"shard {shard.id}: {shard.path} {changed}")

@@ -1,23 +1,33 @@
-"""The DataModule: a rank's share of the plan, its worker processes, and the DataLoader that brings their batches."""
+"""The DataModule: the plan as a rank receives it, its workers, and the DataLoader that brings their batches."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from lora_clip.io.process import end_with_parent
-from lora_clip.loading.dataset import PixelDataset, batch_shape
+from lora_clip.loading.catalog import Catalog
+from lora_clip.loading.counters import Counters
+from lora_clip.loading.dataset import Care, PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
-from lora_clip.loading.plan import RankPlan
-from lora_clip.loading.queue import PlannedQueue
+from lora_clip.loading.first import first_images
+from lora_clip.loading.hands import Hands
+from lora_clip.loading.plan import Plan
+from lora_clip.loading.queue import AgainFirst, SharedQueue, WorkQueue
 from lora_clip.loading.ring import Ring
 from lora_clip.loading.stages import Stage
+from lora_clip.loading.survive import Remains, SurvivingBatches
 from lora_clip.pixels.decode import EXACT
 from lora_clip.sources.base import Source
 from lora_clip.types import PixelBatch, PreprocessSpec
@@ -30,9 +40,10 @@ NICENESS = 10
 
 
 class PixelDataModule(LightningDataModule):
-    """The batches of a rank: rank 0 brings the plans of all, the others receive theirs in `setup`.
+    """The batches of a rank: rank 0 brings the `plan`, the others receive it in `setup`.
 
-    `batch_size` is per device, `num_workers` per rank; `decoding` is `exact` or `fast`; `stages` are the user's own.
+    `batch_size` is per device, `num_workers` per rank; `decoding` is `exact` or `fast`; `stages` are the user's own;
+    `decode_seconds` is how long an image may be decoded.
     """
 
     def __init__(
@@ -43,24 +54,57 @@ class PixelDataModule(LightningDataModule):
         num_workers: int,
         decoding: str = EXACT,
         stages: Sequence[Stage] = (),
+        decode_seconds: float = 120,
     ) -> None:
         super().__init__()
+        self.decode_seconds = decode_seconds
         self.source, self.spec, self.decoding, self.stages = source, spec, decoding, stages
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.plans: Sequence[RankPlan] | None = None
-        self.plan: RankPlan | None = None
+        self.plan: Plan | None = None
+        self._counters: Counters | None = None
+        self._served: Any = None
+        self._begun: Iterator[PixelBatch] | None = None
 
     def setup(self, stage: str) -> None:
-        """Receive this rank's plan: one truth, read once from the file system, of which each rank gets its share."""
-        self.plan = deal(self.plans)
+        """Receive the plan of rank 0, and the counters by which all workers share it."""
+        self.plan, self._counters, self._served = deal(self.plan)
 
-    def predict_dataloader(self) -> DataLoader[PixelBatch]:
-        """The batches of this rank, as soon as any worker has one."""
+    def first_images(self, images: int) -> torch.Tensor:
+        """The pixels (N, C, H, W) of up to so many images of this rank, to try a model on before the job begins."""
         assert self.plan is not None
-        # As many as the plan has shares for: a rank whose cores are others than rank 0's must leave none of them out
-        workers = len(self.plan.shares) if self.num_workers and any(self.plan.shares) else 0
+        return first_images(self.source, self.spec, self.plan, images, self.decoding, self.decode_seconds)
+
+    def begin(self) -> None:
+        """Start the workers: what they decode while models are loaded is there for the first steps."""
+        workers = self.workers
+        if not workers:
+            self._begun = iter(self.loader(Remains(), Hands(0)))
+            return
+        assert self._counters is not None
+        self._begun = SurvivingBatches(self.loader, workers, self.batch_size, self.decode_seconds, self._counters.held)
+
+    def predict_dataloader(self) -> Iterator[PixelBatch]:
+        """The batches of this rank, as soon as any worker has one; the workers are those that `begin` started."""
+        if self._begun is None:
+            self.begin()
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        return begun
+
+    @property
+    def workers(self) -> int:
+        """How many worker processes this rank has.
+
+        As many as the plan has: a rank whose cores are others than rank 0's must count them as rank 0 does.
+        """
+        assert self.plan is not None
+        return self.plan.workers if self.num_workers and self.plan.gaps else 0
+
+    def loader(self, remains: Remains, hands: Hands) -> DataLoader[PixelBatch]:
+        """The DataLoader over what this rank gets of the work, and of what earlier workers left."""
+        workers = self.workers
         return DataLoader(
-            self._dataset(workers),
+            self._dataset(workers, Care(hands, remains, self.decode_seconds)),
             batch_size=None,  # the dataset makes batches itself, of fixed borders
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
@@ -70,12 +114,24 @@ class PixelDataModule(LightningDataModule):
             multiprocessing_context="fork" if workers else None,  # the ring is inherited, not sent
         )
 
-    def _dataset(self, workers: int) -> PixelDataset:
+    def _dataset(self, workers: int, care: Care) -> PixelDataset:
+        catalog, ring = Catalog(self.source, self._plan.shards), self._ring(workers) if workers else None
+        queues = [self._queue(worker, catalog, care) for worker in range(self._plan.workers)]
+        return PixelDataset(
+            self.source, self.spec, self.batch_size, catalog, queues, ring, self.decoding, self.stages, care
+        )  # fmt: skip
+
+    @property
+    def _plan(self) -> Plan:
         assert self.plan is not None
-        queues = [PlannedQueue(ranges) for ranges in self.plan.shares]
-        ring = self._ring(workers) if workers else None
-        batches = (self.source, self.spec, self.batch_size, self.plan.shards, queues, ring, self.decoding)
-        return PixelDataset(*batches, self.stages)
+        return self.plan
+
+    def _queue(self, worker: int, catalog: Catalog, care: Care) -> WorkQueue:
+        """A worker's part of what comes again, and then what it gets of the shared work."""
+        assert self._counters is not None and self.trainer is not None
+        note = partial(care.hands.take, worker)
+        shared = SharedQueue(self._plan, self._counters, self.trainer.global_rank, worker, catalog.images, note)
+        return AgainFirst(care.remains.ranges[worker :: self._plan.workers], shared)
 
     @property
     def _device_type(self) -> str:
@@ -93,9 +149,29 @@ class PixelDataModule(LightningDataModule):
         return Ring(workers, PREFETCHED_BATCHES + HELD_BATCHES, batch_shape(self.batch_size, self.spec))
 
 
+class EarlyBatches(Callback):
+    """Workers are forked before models are loaded: the first batches wait for the model, not the model for them.
+
+    A callback, since Lightning sets up the DataModule first, and the monitor must have seen who was there before.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The plan is there, and models come next."""
+        trainer.datamodule.begin()  # type: ignore[attr-defined]
+
+
 def _prepare_worker(niceness: int, _: int) -> None:
     """Ctrl-C reaches every process of the terminal; the rank's main process decides what it means, and when to end."""
     os.nice(niceness)  # see NICENESS
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _mute_libraries()
     sys.excepthook = lambda *_: None  # errors go to the main process; only its sudden end would be complained of here
     end_with_parent()
+
+
+def _mute_libraries() -> None:
+    """Let what C libraries print of images they do not like tear no progress bar; Python's own stderr stays."""
+    stderr = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    sys.stderr = os.fdopen(stderr, "w", buffering=1)

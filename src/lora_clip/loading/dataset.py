@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -15,11 +16,15 @@ from torch.utils.data import get_worker_info
 from webdataset import DataPipeline
 
 from lora_clip.errors import DataError
+from lora_clip.loading.apart import prepare_apart
+from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.describe import describe, reject
+from lora_clip.loading.hands import Hands
 from lora_clip.loading.queue import WorkQueue
 from lora_clip.loading.ring import Ring, SharedBatch
+from lora_clip.loading.survive import Remains
 from lora_clip.pixels.decode import EXACT, ImageError, prepare
-from lora_clip.sources.base import Shard, Source
+from lora_clip.sources.base import Source
 from lora_clip.types import PixelBatch, PreprocessSpec, RawSample, WorkRange
 
 
@@ -34,18 +39,31 @@ class PixelDataset(DataPipeline):
         source: Source,
         spec: PreprocessSpec,
         batch_size: int,
-        shards: Mapping[int, Shard],
+        catalog: Catalog,
         queues: Sequence[WorkQueue],
         ring: Ring | None = None,
         decoding: str = EXACT,
         stages: Sequence[Callable[[Iterator[RawSample]], Iterable[RawSample]]] = (),
+        care: Care | None = None,
     ) -> None:
         super().__init__(
             WorkRanges(queues),
-            ReadSamples(source, shards),
+            ReadSamples(source, catalog, care.remains.resume_at if care else {}),
             *stages,
-            PixelBatches(spec, batch_size, decoding, ring),
+            PixelBatches(spec, batch_size, decoding, ring, catalog, care),
         )
+
+
+@dataclass(frozen=True)
+class Care:
+    """What makes workers survivable: where they note what is in hand, and what is left of those before them.
+
+    `seconds` is how long an image may be decoded.
+    """
+
+    hands: Hands
+    remains: Remains
+    seconds: float
 
 
 class WorkRanges:
@@ -63,15 +81,16 @@ class WorkRanges:
 class ReadSamples:
     """Work ranges to samples, one for each position, in order."""
 
-    def __init__(self, source: Source, shards: Mapping[int, Shard]) -> None:
-        self.source, self.shards = source, shards
+    def __init__(self, source: Source, catalog: Catalog, resume_at: Mapping[WorkRange, int] | None = None) -> None:
+        self.source, self.catalog, self.resume_at = source, catalog, resume_at or {}
 
     def __call__(self, ranges: Iterable[WorkRange]) -> Iterator[RawSample]:
         """The samples of all ranges. Raises DataError where a shard has fewer than the plan counted."""
         for work in ranges:
-            shard = self.shards[work.shard]
-            position = work.start
-            for sample in islice(self.source.read(shard, work), work.stop - work.start):
+            shard = self.catalog[work.shard]
+            position = self.resume_at.get(work, work.start)
+            wanted = work._replace(start=position)
+            for sample in islice(self.source.read(shard, wanted), work.stop - position):
                 assert (sample.shard, sample.position) == (work.shard, position), "a source reads position by position"
                 yield sample.during(work)
                 position += 1
@@ -88,8 +107,17 @@ class PixelBatches:
     Images fill a batch from its start; rejected ones take no place, so that what follows the images is padding.
     """
 
-    def __init__(self, spec: PreprocessSpec, batch_size: int, decoding: str = EXACT, ring: Ring | None = None) -> None:
+    def __init__(
+        self,
+        spec: PreprocessSpec,
+        batch_size: int,
+        decoding: str = EXACT,
+        ring: Ring | None = None,
+        catalog: Catalog | None = None,
+        care: Care | None = None,
+    ) -> None:
         self.spec, self.batch_size, self.decoding, self.ring = spec, batch_size, decoding, ring
+        self.catalog, self.care = catalog, care
 
     def __call__(self, samples: Iterable[RawSample]) -> Iterator[PixelBatch]:
         """The batches; `seconds` is the time spent on each, without that spent waiting for a free buffer."""
@@ -107,6 +135,7 @@ class PixelBatches:
             decoded += since - began
             if self._ends(batch, sample.position + 1):
                 batch.seconds = {"read": read, "decode": decoded}
+                self._tell(batch)
                 yield batch
                 batch, read, decoded = None, 0.0, 0.0
                 since = time.perf_counter()
@@ -121,6 +150,12 @@ class PixelBatches:
         pixels_BCHW, slot = self.ring.take(worker.id)
         return SharedBatch(pixels_BCHW, [], [], work, last=False, slot=slot)
 
+    def _tell(self, batch: PixelBatch) -> None:
+        """What the plan did not know of the batch's shard."""
+        if self.catalog is not None:
+            batch.bytes = self.catalog.part(batch.work.shard, batch.bytes)
+            batch.counted = self.catalog.news(batch.work.shard) if batch.last else None
+
     def _ends(self, batch: PixelBatch, stop: int) -> bool:
         """Whether a batch ends before position `stop`; it is padded then."""
         batch.last = stop == batch.work.stop
@@ -130,6 +165,7 @@ class PixelBatches:
         return True
 
     def _add(self, sample: RawSample, batch: PixelBatch) -> None:
+        batch.bytes += len(sample.image)
         if sample.damage is not None:
             batch.rejects.append(reject(sample, "read", sample.damage))
         elif sample.filtered is not None:
@@ -140,11 +176,24 @@ class PixelBatches:
     def _decode(self, sample: RawSample, batch: PixelBatch) -> None:
         try:
             out_CHW = batch.pixels_BCHW[len(batch.rows)]
-            height, width = prepare(sample.image, self.spec, out_CHW, self.decoding)
+            height, width = self._prepare(sample, out_CHW)
         except (ImageError, MemoryError) as error:
             batch.rejects.append(reject(sample, "decode", str(error) or type(error).__name__))
             return
         batch.rows.append(describe(sample, width, height))
+
+    def _prepare(self, sample: RawSample, out_CHW: torch.Tensor) -> tuple[int, int]:
+        """Decode an image, noting that it is in hand; apart from this process if another one died of it."""
+        worker = get_worker_info()
+        if self.care is None or worker is None:
+            return prepare(sample.image, self.spec, out_CHW, self.decoding)
+        self.care.hands.begin(worker.id, sample.shard, sample.position)
+        try:
+            if (sample.shard, sample.position) in self.care.remains.suspects:
+                return prepare_apart(sample.image, self.spec, out_CHW, self.decoding, self.care.seconds)
+            return prepare(sample.image, self.spec, out_CHW, self.decoding)
+        finally:
+            self.care.hands.end(worker.id)
 
 
 def batch_shape(batch_size: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:

@@ -1,22 +1,26 @@
-"""Rank 0's plan, dealt out: each rank receives its own share and nothing else."""
+"""Rank 0's plan, sent to all: one truth, read once from the file system."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch.distributed as dist
 
-from lora_clip.loading.plan import RankPlan
+from lora_clip.loading.counters import Counters, SharedMemory, serve_counters
+from lora_clip.loading.plan import Plan
+from lora_clip.loading.queue import Indices
 
 
-def deal(plans: Sequence[RankPlan] | None) -> RankPlan:
-    """Receive a rank's plan; rank 0 brings the list of all, the others None. A collective where ranks are several."""
+def deal(plan: Plan | None) -> tuple[Plan, Counters, Any]:
+    """The plan, its counters, and what keeps those alive; rank 0 brings the plan, the others None.
+
+    A collective where ranks are several.
+    """
     if not dist.is_available() or not dist.is_initialized():
-        assert plans is not None and len(plans) == 1
-        return plans[0]
+        assert plan is not None and len(plan.runs) == 1
+        return plan, SharedMemory(len(Indices(plan))), None
     group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")  # NCCL would go by way of the GPU
-    received: list[RankPlan | None] = [None]
-    dist.scatter_object_list(received, None if plans is None else [*plans], src=0, group=group)
-    (plan,) = received
-    assert plan is not None
-    return plan
+    served, store = serve_counters() if plan is not None else (None, None)
+    received: list[Any] = [plan, store]
+    dist.broadcast_object_list(received, src=0, group=group)
+    return (*received, served)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import mmap
 import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from lora_clip.types import ImageRow, PixelBatch, Reject, WorkRange
+from lora_clip.types import PixelBatch
 
 _rings: WeakValueDictionary[int, Ring] = WeakValueDictionary()
 """By number: what a batch that comes from a worker says of where its pixels lie."""
@@ -69,11 +69,15 @@ class SharedBatch(PixelBatch):
     def __reduce__(self) -> tuple[Any, ...]:
         # pickled is the number of the slot; the pixels lie in memory that both processes have
         assert self.slot is not None
-        return _arrive, (self.slot, self.rows, self.rejects, self.work, self.last, self.seconds)
+        return _arrive, (self.slot, self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """All but the pixels."""
+        return {one.name: getattr(self, one.name) for one in fields(PixelBatch) if one.name != "pixels_BCHW"}
 
     def pin_memory(self) -> PixelBatch:
         """The same batch in page-locked memory; the buffer is free."""
-        pinned = PixelBatch(self.pixels_BCHW.pin_memory(), self.rows, self.rejects, self.work, self.last, self.seconds)
+        pinned = PixelBatch(self.pixels_BCHW.pin_memory(), **self._told())
         self.release()
         return pinned
 
@@ -83,8 +87,6 @@ class SharedBatch(PixelBatch):
         _rings[self.slot.ring].release(self.slot)
 
 
-def _arrive(
-    slot: Slot, rows: list[ImageRow], rejects: list[Reject], work: WorkRange, last: bool, seconds: dict[str, float]
-) -> SharedBatch:
+def _arrive(slot: Slot, told: dict[str, Any]) -> SharedBatch:
     # in the main process, whose ring of that number is the one that the worker inherited
-    return SharedBatch(_rings[slot.ring].pixels(slot), rows, rejects, work, last, seconds, slot)
+    return SharedBatch(_rings[slot.ring].pixels(slot), **told, slot=slot)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_clip.errors import AdapterError
+from lora_clip.models.adapter_layout import PREFIX
 from lora_clip.models.checkpoint import read_adapter_config
 
 if TYPE_CHECKING:
@@ -55,9 +57,7 @@ def read_config(folder: Path) -> PeftConfig:
     found = read_adapter_config(folder)
     kind = found.get("peft_type")
     config_class = _config_class(kind, folder)
-    if "Text" in trained_on(found).replace(
-        "ImageText", ""
-    ):  # its weights have the names of the vision tower's in transformers 5
+    if tower_of(found) == "text":  # its weights have the names of the vision tower's in transformers 5
         raise AdapterError(
             f"adapter {folder} was trained on {trained_on(found)}: it touches only the text tower. {USE_BASE}"
         )
@@ -67,12 +67,18 @@ def read_config(folder: Path) -> PeftConfig:
             f"adapter {folder} uses {', '.join(unknown)}, which this PEFT does not know: pip install -U peft"
         )
     with peft_at_work(f"adapter {folder}: its adapter_config.json is not one that PEFT accepts"):
-        return config_class.from_pretrained(str(folder))
+        return config_class(**found) if folder.is_file() else config_class.from_pretrained(str(folder))
 
 
 def trained_on(config: Mapping[str, Any]) -> str:
     """The class that an adapter was trained on, where its config says so."""
     return str((config.get("auto_mapping") or {}).get("base_model_class", ""))
+
+
+def tower_of(config: Mapping[str, Any]) -> str | None:
+    """The tower that an adapter was trained on, by its class: `vision`, `text`, or None: both, or not said."""
+    named = re.sub("(Image|Vision)Text", "", trained_on(config))
+    return "vision" if "Vision" in named else "text" if "Text" in named else None
 
 
 def _config_class(kind: Any, folder: Path) -> Any:
@@ -112,11 +118,15 @@ def for_one_tower(config: PeftConfig) -> PeftConfig:
 
 def summary_of(weights: Mapping[str, torch.Tensor], config: PeftConfig) -> AdapterSummary:
     """What an adapter is, by the weights that touch images and its config."""
+    return AdapterSummary(_name(config), _ranks(weights, config), len(adapted_modules(weights, config)))
+
+
+def adapted_modules(weights: Iterable[str], config: PeftConfig) -> set[str]:
+    """The modules that an adapter's weights belong to, by their names."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     mark = "." + PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]  # type: ignore[index]
-    layers = {name.partition(mark)[0] for name in weights if mark in name}
-    return AdapterSummary(_name(config), _ranks(weights, config), len(layers))
+    return {name.partition(mark)[0].removeprefix(PREFIX) for name in weights if mark in name}
 
 
 def _ranks(weights: Mapping[str, torch.Tensor], config: PeftConfig) -> str:

@@ -16,6 +16,8 @@ PREFIX = "base_model.model."
 """What PEFT writes before the name of a weight, in a file."""
 HEAD = "classifier"
 """What transformers' classes for classification put behind a tower: it does not touch embeddings."""
+INNER = ("", "encoder.", "encoder.layers.")
+"""Where, within a tower, an adapter may have been trained."""
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 """What torch.compile and FSDP put into names, where an adapter was saved from within them."""
 
@@ -51,6 +53,27 @@ def without_head(root: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[s
     """The weights but for those of a classifier that was trained on top of `root`."""
     head = () if hasattr(root, HEAD) else (HEAD,)
     return {name: weight for name, weight in weights.items() if not is_in(name, head)}
+
+
+def fits_both(
+    weights: Iterable[str], shapes: Mapping[str, tuple[int, ...]], vision: Sequence[str], text: Sequence[str]
+) -> bool:
+    """Whether an adapter of a tower, or of a transformer within one, has a place in both towers of a whole model.
+
+    `shapes` are those of the whole model's weights, `vision` and `text` its modules, the towers first.
+    """
+    named = [name.removeprefix(PREFIX) for name in weights if name.startswith(PREFIX)]
+    if not named or not vision or not text or any(is_in(name, (*vision, *text)) for name in named):
+        return False
+    return any(
+        all(_place(name, f"{vision[0]}.{inner}", f"{text[0]}.{inner}", shapes) for name in named) for inner in INNER
+    )
+
+
+def _place(name: str, vision: str, text: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a weight belongs to a module that both towers have, of one shape."""
+    owners = [f"{parent}.weight" for parent in _parents(name)]
+    return any((own := shapes.get(vision + one)) is not None and own == shapes.get(text + one) for one in owners)
 
 
 def _roots(loaded: nn.Module, modules: Sequence[str]) -> Iterator[nn.Module]:

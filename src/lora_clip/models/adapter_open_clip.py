@@ -1,7 +1,7 @@
-"""LoRA that PEFT put onto open_clip's transformers, under the names of transformers' towers.
+"""LoRA that PEFT put onto open_clip's transformers, or timm's in its SigLIPs, under the names of transformers' towers.
 
-open_clip keeps queries, keys and values in one matrix, `attn.in_proj_weight`, of which PEFT adapts all three at once;
-transformers has a module for each. The same change in three parts: A is common, B is split.
+open_clip keeps queries, keys and values in one matrix, `attn.in_proj_weight` (timm: `attn.qkv`), of which PEFT adapts
+all three at once; transformers has a module for each. The same change in three parts: A is common, B is split.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from lora_clip.models.adapter_layout import PREFIX
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-BLOCK = re.compile(r"(?P<within>.*?)resblocks\.(?P<layer>\d+)\.(?P<module>.+)\.(?P<matrix>lora_[AB])\.weight")
+BLOCK = re.compile(r"(?P<within>.*?)(?:res|\b)blocks\.(?P<layer>\d+)\.(?P<module>.+)\.(?P<matrix>lora_[AB])\.weight")
 MODULES = {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.base_layer.out_proj": "self_attn.out_proj"}
+MODULES |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2", "attn.proj": "self_attn.out_proj"}  # timm's
+TOGETHER = ("attn", "attn.qkv")
+"""Queries, keys and values at once."""
 TWICE = "attn.base_layer.out_proj"
 """PEFT adds this change twice, in training, unmerged and merged alike: its MultiheadAttention merges it, and then lets
 the layer merge it too."""
@@ -81,7 +84,7 @@ def _modules(module: str, matrix: str, weight: torch.Tensor) -> list[tuple[str, 
     """The modules that a block's weight becomes one of, with what each takes of it; None for one that is not known."""
     if module == WITHOUT_EFFECT:
         return []
-    if module == "attn":
+    if module in TOGETHER:
         return list(_split(matrix, weight))
     times = 2 if (module, matrix) == (TWICE, "lora_B") else 1
     return [(MODULES[module], times * weight)] if module in MODULES else None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lora_clip.errors import AdapterError
+from lora_clip.models.adapter_clip_lora import is_of_clip_lora, weights_of
 from lora_clip.models.adapter_kinds import (
     MERGE_YOURSELF,
     USE_BASE,
@@ -26,9 +27,11 @@ from lora_clip.models.adapter_kinds import (
     peft_at_work,
     read_config,
     summary_of,
+    tower_of,
     trained_on,
 )
-from lora_clip.models.adapter_layout import PREFIX, find_root, is_in, plain_names, without_head
+from lora_clip.models.adapter_layout import PREFIX, find_root, fits_both, is_in, plain_names, without_head
+from lora_clip.models.adapter_older import as_today
 from lora_clip.models.adapter_open_clip import as_transformers, is_of_open_clip
 from lora_clip.models.adapter_sums import summary_of_sum
 from lora_clip.models.checkpoint import Checkpoint, read_adapter_config
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from lora_clip.models.generic import Family
 
 
+FILE = "adapter_model.safetensors"
+
+
 def attach(family: Family, vision: nn.Module, folder: Path) -> tuple[PeftModel, AdapterSummary]:
     """Put the adapter onto a family's vision tower, in place; returns the PEFT model around it.
 
@@ -46,7 +52,7 @@ def attach(family: Family, vision: nn.Module, folder: Path) -> tuple[PeftModel, 
     adapter without any weight that touches images.
     """
     config, every = _read(folder)
-    weights = _image_weights(family, every, folder)
+    config, weights = as_today(vision, config, _image_weights(family, every, folder))
     if is_shared(config) and not _is_of_vision_alone(family, every, folder):
         raise AdapterError(
             f"adapter {folder} is of type {kind_of(config)}, whose layers share what depends on all of them, and it "
@@ -71,10 +77,45 @@ def attach_text(family: Family, text: nn.Module, folder: Path) -> PeftModel | No
 
 def _is_of_vision_alone(family: Family, weights: Iterable[str], folder: Path) -> bool:
     """Whether nothing but image embeddings was trained, by the file's names and by the class that it names."""
-    if family.text_class is None or "Vision" in trained_on(read_adapter_config(folder)):
+    if family.text_class is None or tower_of(read_adapter_config(folder)) == "vision":
         return True
     named = [name for name in weights if name.startswith(PREFIX)]
     return bool(named) and not any(is_in(name, family.text_modules) for name in named)
+
+
+def check_towers(family: Family, checkpoint: Checkpoint) -> str | None:
+    """What to note of adapters whose weights fit both of the base's towers; None where it is clear which they are for.
+
+    Raises AdapterError where the config of one names no class that it was trained on.
+    """
+    notes = (_check_tower(family, checkpoint.base_folder, part.folder) for part in checkpoint.adapters)
+    return "; ".join(filter(None, notes)) or None
+
+
+def _check_tower(family: Family, base: Path, folder: Path) -> str | None:
+    config = read_adapter_config(folder)
+    if family.text_class is None or tower_of(config) == "vision" or not family.has_text(base):
+        return None
+    _, every = _read(folder)
+    if not fits_both(every, family.shapes(base), family.vision_modules, family.text_modules):
+        return None
+    if named := trained_on(config):
+        return f"adapter {folder} was trained on a {named}, which both towers have: it is taken for the vision tower"
+    raise AdapterError(
+        f"adapter {folder} fits the vision tower and the text tower of the base alike, and does not say which it was "
+        f"trained on: add to its adapter_config.json {_auto_mapping(family.vision_class, 'Vision')} where that was the "
+        f"vision tower, {_auto_mapping(family.text_class, 'Text')} where it was the text tower"
+    )
+
+
+def _auto_mapping(class_name: str, tower: str) -> str:
+    """What PEFT writes of the class that it was put onto: of a family's class, the tower alone."""
+    import transformers
+
+    name = class_name.removesuffix("WithProjection")
+    name = name if tower in name else name.replace("Model", f"{tower}Model")
+    library = getattr(transformers, name).__module__
+    return f'"auto_mapping": {{"base_model_class": "{name}", "parent_library": "{library}"}}'
 
 
 def _put_on(root: nn.Module, config: PeftConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> PeftModel:
@@ -102,8 +143,8 @@ def merge(model: PeftModel, folder: Path) -> None:
 def _read(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
     """An adapter's config and weights, under the names that PEFT and transformers use today."""
     config = read_config(folder)
-    with peft_at_work(f"adapter {folder}: adapter_model.safetensors cannot be read"):
-        weights = plain_names(load_file(folder / "adapter_model.safetensors"))
+    with peft_at_work(f"adapter {folder}: {FILE} cannot be read"):
+        weights = weights_of(folder) if is_of_clip_lora(folder) else plain_names(load_file(folder / FILE))
     return as_transformers(config, weights, folder) if is_of_open_clip(weights) else (config, weights)
 
 

@@ -38,8 +38,19 @@ FAMILIES = {
     "aimv2": "lora_clip.models.whole:Aimv2",
     "aimv2_vision_model": "lora_clip.models.whole:Aimv2Vision",
     "clipseg": "lora_clip.models.whole:ClipSeg",
+    "tipsv2": "lora_clip.models.whole:Tipsv2",
+    "tipsv2_vision_model": "lora_clip.models.whole:Tipsv2Vision",
+    "vision-text-dual-encoder": "lora_clip.models.whole:VisionTextDualEncoder",
+    "blip": "lora_clip.models.blip:Blip",
+    "open_clip": "lora_clip.models.open_clip:OpenClipClip",
+    "open_clip_metaclip_2": "lora_clip.models.open_clip:OpenClipMetaClip2",
+    "open_clip_siglip": "lora_clip.models.open_clip:OpenClipSiglip",
 }
-"""The `model_type` of a checkpoint's config.json, and the module and class of its family, imported when it is met."""
+"""The `model_type` of a checkpoint's config.json, and the module and class of its family, imported when it is met.
+
+The last ones are told by an open_clip_config.json.
+"""
+CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 
 
 class Embedder(Protocol):
@@ -66,7 +77,7 @@ class Embedder(Protocol):
 
 def find_family(folder: Path) -> Family:
     """The family of the base model in `folder`. Raises ModelError for one that is not known, naming those that are."""
-    kind = read_config(folder).get("model_type")
+    kind = _kind_of(folder)
     if kind not in FAMILIES:
         own = "; code that lies in a checkpoint (auto_map) is never run" if "auto_map" in read_config(folder) else ""
         raise ModelError(
@@ -77,9 +88,30 @@ def find_family(folder: Path) -> Family:
     return getattr(import_module(module), name)()
 
 
+def is_of_open_clip(folder: Path) -> bool:
+    """Whether a checkpoint is read as open_clip's: it has such a config, and none that transformers itself knows."""
+    if not (folder / OPEN_CLIP_CONFIG).is_file():
+        return False
+    config = read_config(folder) if (folder / CONFIG).is_file() else {}
+    return config.get("model_type") not in FAMILIES or "auto_map" in config
+
+
+def _kind_of(folder: Path) -> Any:
+    if not is_of_open_clip(folder):
+        return read_config(folder).get("model_type")
+    from lora_clip.models.open_clip_config import kind_of
+
+    return kind_of(folder)
+
+
+def config_file(folder: Path) -> Path:
+    """The file that says what a base model is."""
+    return folder / (OPEN_CLIP_CONFIG if is_of_open_clip(folder) else CONFIG)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A base model's config.json. Raises ModelError where it is not one."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,32 @@ from typing import Any
 from lora_clip.errors import AdapterError, ModelError
 from lora_clip.io.addresses import is_remote
 from lora_clip.io.download import local_copy
+from lora_clip.io.process import cores
 from lora_clip.io.retry import words
+from lora_clip.models.adapter_clip_lora import CONVERT, config_of, is_of_clip_lora
+from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
 
-BASE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.index.json")
+BASE_FILES = (
+    OPEN_CLIP_CONFIG,
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.safetensors",
+    "*.index.json",
+)
 TOKENIZER_FILES = (
     *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HUB = "hf-hub:"
+"""What open_clip writes before the name of a repository."""
 CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
+HASHED_AT_ONCE = 1 << 25
+"""Bytes between two turns at Python's lock, which a thread that imports modules gives up every 5 ms only."""
+
+_begun: dict[Path, Future[str]] = {}
+"""The files of a run's models, which are hashed once, however many outputs there are."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,9 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter's `adapter_config.json`. Raises AdapterError where it is not one."""
+    """An adapter's `adapter_config.json`, or what stands for it. Raises AdapterError where it is not one."""
+    if is_of_clip_lora(folder):
+        return config_of(folder)
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text())
@@ -146,7 +166,7 @@ def _beside(adapter_folder: Path, name: str) -> str:
 def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder: Path) -> str | None:
     """A note where the given base has another name than the adapter's own; an error where its weights differ."""
     own = Path(_beside(adapter_folder, trained_on))
-    if base == trained_on or own.resolve() == base_folder.resolve():
+    if base.removeprefix(HUB) == trained_on.removeprefix(HUB) or own.resolve() == base_folder.resolve():
         return None
     if not any(own.glob("*.safetensors")):
         return f"the adapter names its base {trained_on!r}; using {base!r} as you say"
@@ -159,6 +179,7 @@ def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder
 
 
 def _base_folder(name: str) -> Path:
+    name = name.removeprefix(HUB)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
@@ -170,29 +191,32 @@ def _base_folder(name: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"base {name} has no .safetensors file in {folder} (pickled weights are not loaded): {_files(folder)}"
+            f"{_open_clip(folder)}"
         )
-    if not (folder / "config.json").is_file():
+    if not config_file(folder).is_file():
         raise ModelError(f"base {name} has no config.json in {folder}: {_files(folder)}{_open_clip(folder)}")
     return folder
 
 
 def _open_clip(folder: Path) -> str:
-    """What to do about open_clip's files, where a folder holds them."""
+    """What to do about open_clip's files, where a folder holds a part of them."""
     if not any(folder.glob("open_clip*")):
         return ""
     return (
-        ". These are open_clip's own files, which are not read here: take the same model in transformers' form "
-        "(such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K)"
+        f". Of open_clip's files {OPEN_CLIP_CONFIG} and open_clip_model.safetensors are read. Where there is only a "
+        ".bin, convert it once: docs/models.md has the lines"
     )
 
 
 def _adapter_folder(name: str) -> Path:
     folder = Path(name).expanduser()
+    if is_of_clip_lora(folder):
+        return folder
     if folder.is_file():
         raise AdapterError(
             f"adapter {name} is a file, and a folder of adapter_config.json and adapter_model.safetensors is expected, "
-            "as PEFT's save_pretrained makes it. What loralib or CLIP-LoRA saved (.pt) is a pickle, which could run "
-            "anything: docs/adapters.md has the lines that turn it into such a folder"
+            "as PEFT's save_pretrained makes it. Where it is CLIP-LoRA's .pt, a pickle, which could run anything, "
+            f"these lines, as a script, turn it into a .safetensors that is read (convert.py {name}):\n{CONVERT}"
         )
     if not folder.is_dir():
         folder = _download(name, ADAPTER_FILES, "model.adapter")
@@ -261,26 +285,58 @@ def digests(checkpoint: Checkpoint) -> dict[str, Any]:
     adapter: dict[str, Any] | None = each[0] if each else None
     if checkpoint.is_sum:
         weighted = [{"weight": part.weight, **one} for part, one in zip(checkpoint.parts, each, strict=True)]
-        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"], one["weight"]))}
-    return {"base": {"weights": weights_digest(base), "config": file_digest(base / "config.json")}, "adapter": adapter}
+        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"] or "", one["weight"]))}
+    return {"base": {"weights": weights_digest(base), "config": file_digest(config_file(base))}, "adapter": adapter}
 
 
 def _adapter_digests(folder: Path) -> dict[str, Any]:
+    if is_of_clip_lora(folder):
+        return {"weights": file_digest(folder), "config": None}
     return {
         "weights": file_digest(folder / "adapter_model.safetensors"),
         "config": file_digest(folder / "adapter_config.json"),
     }
 
 
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the files of a base model's tokenizer, in the order of their names."""
+    names = sorted({path.name for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{name} {file_digest(folder / name)}\n" for name in names).encode()).hexdigest()
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a folder's safetensors files, in the order of their names."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in _weights(folder):
+        digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def begin_digests(checkpoints: Iterable[Checkpoint]) -> None:
+    """Hash the weights of models in threads of their own: modules can be imported meanwhile, which takes one core."""
+    files = {path for one in checkpoints for folder in _folders(one) for path in _weights(folder)}
+    if files:
+        threads = ThreadPoolExecutor(cores(), "digest")
+        _begun.update({path: threads.submit(_digest, path) for path in sorted(files)})
+        threads.shutdown(wait=False)
+
+
+def _folders(checkpoint: Checkpoint) -> list[Path]:
+    return [checkpoint.base_folder, *(part.folder for part in checkpoint.adapters)]
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _begun[path].result() if path in _begun else _digest(path)
+
+
+def _digest(path: Path) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(min(HASHED_AT_ONCE, path.stat().st_size + 1))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()

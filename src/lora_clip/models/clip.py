@@ -17,6 +17,7 @@ class Clip(Family):
     vision_class = "CLIPVisionModelWithProjection"
     text_class = "CLIPTextModelWithProjection"
     tokenizer_class = "CLIPTokenizer"
+    causal_text = True
     accelerator = VisionTower
     config_class: ClassVar[str] = "CLIPConfig"
 

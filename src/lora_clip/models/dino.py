@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from torch import nn
+
+from lora_clip.models.dino_tower import DinoTower
 from lora_clip.models.generic import POOLED, Family
 
 
@@ -14,12 +19,14 @@ class Dinov2(Family):
     text_modules = ()
     any_size = True
     note = POOLED
+    accelerator: ClassVar[type[nn.Module] | None] = DinoTower
 
 
 class Dinov2WithRegisters(Dinov2):
     """DINOv2 with register tokens."""
 
     vision_class = "Dinov2WithRegistersModel"
+    accelerator = None
 
 
 class Dinov3(Dinov2):
@@ -27,9 +34,11 @@ class Dinov3(Dinov2):
 
     name = "DINOv3"
     vision_class = "DINOv3ViTModel"
+    accelerator = None
 
 
 class Dinov3ConvNext(Dinov3):
     """DINOv3's convolutional networks."""
 
     vision_class = "DINOv3ConvNextModel"
+    accelerator = None

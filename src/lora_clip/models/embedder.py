@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,13 +17,25 @@ from torch.nn import functional
 from lora_clip.errors import AdapterError, ModelError
 from lora_clip.models.adapter_kinds import USE_BASE, AdapterSummary, peft_at_work
 from lora_clip.models.adapter_sums import merge_sum, summary_of_sum
-from lora_clip.models.adapters import attach, merge
+from lora_clip.models.adapters import attach, check_towers, merge
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, Part
-from lora_clip.models.compute import Compute
-from lora_clip.models.encoder import ImageEncoder, least_cosine, lowest_cosine, probe
+from lora_clip.models.compute import Compute, dtype_name
+from lora_clip.models.encoder import ImageEncoder
 from lora_clip.models.generic import Family, PlainTower, UnfitTowerError
-from lora_clip.models.text import TextEncoder
+from lora_clip.models.proof import (
+    BASE,
+    MERGED,
+    PROBE_IMAGES,
+    UNMERGED,
+    Proof,
+    least_cosine,
+    lowest_cosine,
+    probe,
+    prove,
+    run_as_it_will,
+)
+from lora_clip.models.text import PROBE_TEXTS, CaptionEncoder, TextEncoder
 from lora_clip.types import PreprocessSpec
 
 
@@ -37,9 +50,13 @@ class MergedEmbedder:
         self.family = find_family(checkpoint.base_folder)
         self.spec: PreprocessSpec = self.family.load_spec(checkpoint.base_folder)
 
-    def load(self) -> Self:
-        """Load the vision tower now, not with the first images. Raises ModelError or AdapterError."""
-        assert self.images.width
+    def load(self, captions: bool = False, own_NCHW: torch.Tensor | None = None, bases: Bases | None = None) -> Self:
+        """Load the vision tower now, not with the first images, and one for captions. Raises Model- or AdapterError.
+
+        `own_NCHW` are some of the user's images, uint8, to prove the network on; `bases` are shared by those of a pass.
+        """
+        self.images = load_images(self.family, self.checkpoint, self.spec, self.compute, own_NCHW, bases)
+        assert not captions or self.captions.encoder
         return self
 
     @cached_property
@@ -51,7 +68,13 @@ class MergedEmbedder:
     def texts(self) -> TextEncoder | None:
         """The text tower with its tokenizer; None where the checkpoint has none."""
         base, adapter = self.checkpoint.base_folder, self.checkpoint.adapter_folder
+        check_towers(self.family, self.checkpoint)
         return TextEncoder(self.family, base, adapter, self.checkpoint.parts) if self.family.has_text(base) else None
+
+    @cached_property
+    def captions(self) -> LoadedTexts:
+        """The text tower as a job runs it on captions. Raises ModelError or AdapterError."""
+        return load_captions(self.family, self.checkpoint, self.compute, self.width)
 
     @property
     def width(self) -> int:
@@ -67,6 +90,27 @@ class MergedEmbedder:
         return None if self.texts is None else self.texts(texts)
 
 
+class Bases:
+    """Base towers in float32, each read and checked once for all the adapters of a pass that go onto it."""
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+        self._kept: dict[Path, tuple[nn.Module, torch.Tensor]] = {}
+
+    def load(
+        self, family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, device: torch.device
+    ) -> tuple[nn.Module, torch.Tensor]:
+        """A tower of one's own to put an adapter onto, and what the base alone makes of the probe, (B, D)."""
+        if (found := self._kept.get(checkpoint.base_folder)) is None:
+            vision = family.load_vision(checkpoint.base_folder).to(device)
+            _check_size(family, vision, checkpoint, spec)
+            found = vision, _embed(ImageEncoder(PlainTower(family, vision, spec)), probe(spec, device))
+            if not self.keep:
+                return found
+            self._kept[checkpoint.base_folder] = found
+        return copy.deepcopy(found[0]), found[1]
+
+
 @dataclass(frozen=True)
 class LoadedImages:
     """The network that embeds images, what its adapter is, and what a user may want to know of how it runs."""
@@ -74,45 +118,110 @@ class LoadedImages:
     encoder: ImageEncoder
     width: int
     adapter: AdapterSummary | None
+    proof: Proof | None
     note: str | None = None
 
 
-def load_images(family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, compute: Compute) -> LoadedImages:
+@dataclass(frozen=True)
+class LoadedTexts:
+    """The text tower that embeds captions, and what a user may want to know of how it runs."""
+
+    encoder: CaptionEncoder
+    note: str | None = None
+
+
+def load_captions(family: Family, checkpoint: Checkpoint, compute: Compute, width: int) -> LoadedTexts:
+    """The text tower merged and cast; in float32 where it then differs from the unmerged model on the CPU.
+
+    Raises ModelError or AdapterError, also where it differs in float32 too, or is not as wide as the images are.
+    """
+    base, adapter = checkpoint.base_folder, checkpoint.adapter_folder
+    for dtype in dict.fromkeys([compute.product_dtype, torch.float32]):
+        unmerged = TextEncoder(family, base, adapter, checkpoint.parts)  # from the files again: a cast loses digits
+        expected_BD, tokenizer, context = unmerged(PROBE_TEXTS), unmerged.tokenizer, unmerged.context
+        if expected_BD.shape[1] != width:
+            raise ModelError(
+                f"base {checkpoint.base}: its embeddings of texts are {expected_BD.shape[1]} wide, those of images "
+                f"{width}, so they cannot be compared. embed=image embeds the images alone"
+            )
+        encoder = CaptionEncoder(family, unmerged.merged(), tokenizer, context, replace(compute, dtype=dtype))
+        cosine = float(functional.cosine_similarity(expected_BD, encoder(PROBE_TEXTS).cpu()).min())
+        if cosine >= least_cosine(dtype):
+            wanted = compute.product_dtype
+            note = f"the text tower computes in float32, since it differs too much in {dtype_name(wanted)}"
+            return LoadedTexts(encoder, None if dtype == wanted else note)
+    found = f"differs from the unmerged model (cosine {cosine:.6f}, at least {least_cosine(dtype)} is expected)"
+    raise _disagreement(checkpoint, replace(compute, compile=False, dtype=dtype), f"on captions {found}")
+
+
+def load_images(
+    family: Family,
+    checkpoint: Checkpoint,
+    spec: PreprocessSpec,
+    compute: Compute,
+    own_NCHW: torch.Tensor | None = None,
+    bases: Bases | None = None,
+) -> LoadedImages:
     """The network for images: the family's accelerator where it agrees with transformers' model, else that model.
 
     Raises ModelError or AdapterError, also where the network that would run differs from the unmerged model.
     """
-    note = family.note
+    noted = check_towers(family, checkpoint)
+    loaded = _load_images(family, checkpoint, spec, compute, own_NCHW, bases or Bases())
+    return replace(loaded, note="; ".join(filter(None, (loaded.note, noted))) or None)
+
+
+def _load_images(
+    family: Family,
+    checkpoint: Checkpoint,
+    spec: PreprocessSpec,
+    compute: Compute,
+    own_NCHW: torch.Tensor | None,
+    bases: Bases,
+) -> LoadedImages:
+    build = partial(_build, family, checkpoint, spec, compute, own_NCHW, bases)
+    notes = [] if family.note is None else [family.note]
     if family.accelerator is not None:
         try:
-            return _build(family.accelerator, family, checkpoint, spec, compute)
+            return replace(build(family.accelerator), note=family.note)
         except UnfitTowerError as error:
-            note = f"the fast {family.name} tower {error}: transformers' own model runs in its place, more slowly"
+            notes.append(
+                f"the fast {family.name} tower {error}: transformers' own model runs in its place, more slowly"
+            )
     try:
-        # from the files again: an accelerator takes weights over and casts them
-        return replace(_build(partial(PlainTower, family), family, checkpoint, spec, compute), note=note)
+        # from the base again: an accelerator takes weights over and casts them
+        return replace(build(partial(PlainTower, family)), note="; ".join(notes) or None)
     except UnfitTowerError as error:
         raise _disagreement(checkpoint, compute, str(error)) from error
 
 
 def _build(
-    tower: Callable[[nn.Module, PreprocessSpec], nn.Module],
     family: Family,
     checkpoint: Checkpoint,
     spec: PreprocessSpec,
     compute: Compute,
+    own_NCHW: torch.Tensor | None,
+    bases: Bases,
+    tower: Callable[[nn.Module, PreprocessSpec], nn.Module],
 ) -> LoadedImages:
     """The network with `tower` made of the merged weights. Raises UnfitTowerError where it differs from transformers'.
 
-    What is checked is what will run: after the merge, the cast and the compilation, at the batch's shape.
+    What is checked is what will run: after the merge, the cast and the compilation, at the batch's shape. Noise alone
+    decides: a run that goes on with other images than an earlier one must not be refused for what these tell.
     """
-    vision, expected_BD, adapter = _load_merged(family, checkpoint, spec, compute.device)
+    pixels_NCHW = probe(spec, torch.device("cpu"))
+    if own_NCHW is not None:
+        pixels_NCHW = torch.cat([pixels_NCHW, own_NCHW])
+    vision, expected_ND, adapter = _load_merged(family, checkpoint, spec, pixels_NCHW.to(compute.device), bases)
     encoder = ImageEncoder(tower(vision, spec)).prepare(compute)
     with _compiler():
-        cosine, least = lowest_cosine(expected_BD, encoder, compute, spec), least_cosine(compute.dtype)
+        found_MD = run_as_it_will(encoder, pixels_NCHW, compute)
+    cosine, least = lowest_cosine(expected_ND, found_MD, slice(0, PROBE_IMAGES)), least_cosine(compute.dtype)
     if not cosine >= least:  # nor is NaN
         raise UnfitTowerError(f"differs from the unmerged model (cosine {cosine:.6f}, at least {least} is expected)")
-    return LoadedImages(encoder, expected_BD.shape[1], adapter)
+    reference = MERGED if checkpoint.is_sum else UNMERGED if checkpoint.adapters else BASE
+    proof = prove(pixels_NCHW, expected_ND, found_MD, reference)
+    return LoadedImages(encoder, expected_ND.shape[1], adapter, proof)
 
 
 @contextmanager
@@ -130,19 +239,19 @@ def _compiler() -> Iterator[None]:
 
 
 def _load_merged(
-    family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, device: torch.device
+    family: Family, checkpoint: Checkpoint, spec: PreprocessSpec, pixels_NCHW: torch.Tensor, bases: Bases
 ) -> tuple[nn.Module, torch.Tensor, AdapterSummary | None]:
-    """A vision tower with the adapter in its weights, and what the unmerged model made of the probe, (B, D)."""
-    vision = family.load_vision(checkpoint.base_folder).to(device)
-    _check_size(family, vision, checkpoint, spec)
-    reference, probe_BCHW = ImageEncoder(PlainTower(family, vision, spec)), probe(spec, device)
-    base_BD = _embed(reference, probe_BCHW)
-    merging = _Merging(family, vision, reference, probe_BCHW, base_BD)
+    """A vision tower with the adapter in its weights, and what the unmerged model made of the images, (N, D).
+
+    The first of them are the probe.
+    """
+    vision, base_BD = bases.load(family, checkpoint, spec, pixels_NCHW.device)
+    merging = _Merging(family, vision, ImageEncoder(PlainTower(family, vision, spec)), pixels_NCHW, base_BD)
     if checkpoint.is_sum:
         return vision, *merging.merge_sum(checkpoint.parts)
     if checkpoint.adapter_folder is None:
-        return vision, base_BD, None
-    return vision, *merging.merge(checkpoint.adapter_folder)
+        return vision, _embed(merging.reference, pixels_NCHW), None
+    return vision, *merging.merge(checkpoint.adapter_folder, pixels_NCHW)
 
 
 @dataclass(frozen=True)
@@ -152,32 +261,32 @@ class _Merging:
     family: Family
     vision: nn.Module
     reference: ImageEncoder
-    probe_BCHW: torch.Tensor
+    pixels_NCHW: torch.Tensor
     base_BD: torch.Tensor
 
-    def merge(self, folder: Path) -> tuple[torch.Tensor, AdapterSummary]:
-        """Merge an adapter; returns what the unmerged model made of the probe, (B, D), and what the adapter is."""
+    def merge(self, folder: Path, pixels_NCHW: torch.Tensor) -> tuple[torch.Tensor, AdapterSummary]:
+        """Merge an adapter; returns what the unmerged model made of images, (N, D), and what the adapter is."""
         model, summary = attach(self.family, self.vision, folder)
         with peft_at_work(f"adapter {folder} cannot run"):
-            adapted_BD = _embed(self.reference, self.probe_BCHW)
-        if torch.equal(self.base_BD, adapted_BD):
+            adapted_ND = _embed(self.reference, pixels_NCHW)
+        if torch.equal(self.base_BD, adapted_ND[:PROBE_IMAGES]):
             raise AdapterError(
                 f"adapter {folder} changes nothing: with its {summary.layers} layers the embeddings are the base "
                 f"model's, bit for bit (was it saved before training?). {USE_BASE}"
             )
         merge(model, folder)
-        return adapted_BD, summary
+        return adapted_ND, summary
 
     def merge_sum(self, parts: Sequence[Part]) -> tuple[torch.Tensor, AdapterSummary]:
-        """Merge a weighted sum; returns what the sum in float32 makes of the probe, (B, D), and what its adapters are.
+        """Merge a weighted sum; returns what the sum in float32 makes of the images, (N, D), and what its adapters are.
 
         Each adapter is compared with its unmerged model on the way: a sum has no unmerged form.
         """
         summaries: list[AdapterSummary] = []
 
         def merge_one(folder: Path) -> None:
-            adapted_BD, summary = self.merge(folder)
-            cosine = float(functional.cosine_similarity(adapted_BD, _embed(self.reference, self.probe_BCHW)).min())
+            adapted_BD, summary = self.merge(folder, self.pixels_NCHW[:PROBE_IMAGES])
+            cosine = lowest_cosine(adapted_BD, _embed(self.reference, self.pixels_NCHW[:PROBE_IMAGES]))
             if not cosine >= (least := least_cosine(torch.float32)):
                 raise AdapterError(
                     f"adapter {folder}, merged, differs from the unmerged model (cosine {cosine:.6f}, at least {least} "
@@ -186,15 +295,17 @@ class _Merging:
             summaries.append(summary)
 
         merge_sum(self.vision, parts, merge_one)
-        summed_BD = _embed(self.reference, self.probe_BCHW)
-        if torch.equal(self.base_BD, summed_BD):
+        summed_ND = _embed(self.reference, self.pixels_NCHW)
+        if torch.equal(self.base_BD, summed_ND[:PROBE_IMAGES]):
             raise AdapterError(f"the sum of adapters changes nothing: are its weights all 0? {USE_BASE}")
-        return summed_BD, summary_of_sum(summaries)
+        return summed_ND, summary_of_sum(summaries)
 
 
 @torch.inference_mode()
-def _embed(encoder: ImageEncoder, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-    return encoder(pixels_BCHW)
+def _embed(encoder: ImageEncoder, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    # the probe by itself: what two models make of it is compared bit by bit, and its neighbours might show there
+    probe_and_own = (pixels_NCHW[:PROBE_IMAGES], pixels_NCHW[PROBE_IMAGES:])
+    return torch.cat([encoder(pixels_BCHW) for pixels_BCHW in probe_and_own if len(pixels_BCHW)])
 
 
 def _check_size(family: Family, vision: nn.Module, checkpoint: Checkpoint, spec: PreprocessSpec) -> None:
@@ -219,5 +330,4 @@ def _disagreement(checkpoint: Checkpoint, compute: Compute, found: str) -> Model
         advice = "model.dtype=float32 computes exactly"
     else:
         advice = f"pip install -U torch transformers{'' if adapter is None else ' peft'}, or report this"
-    dtype = str(compute.dtype).removeprefix("torch.")
-    return kind(f"{whose}: what would run in {dtype} {found}. {advice}")
+    return kind(f"{whose}: what would run in {dtype_name(compute.dtype)} {found}. {advice}")

@@ -5,11 +5,12 @@ A family subclasses `Family` and says what is its own: class names, and whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from lora_clip.errors import ModelError
@@ -29,6 +30,10 @@ POOLED = "this is a vision model alone: an embedding is its pooled output, and o
 """The note of families without a text tower and a projection."""
 
 
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""The modules that are products with weights; `autocast` computes others in float32, or in the dtype of what enters."""
+
+
 class UnfitTowerError(Exception):
     """A network cannot stand for a vision tower, and why: what follows "the fast tower …"."""
 
@@ -46,6 +51,8 @@ class Family:
     tokenizer_class: ClassVar[str] = "AutoTokenizer"
     vision_modules: ClassVar[tuple[str, ...]] = ("vision_model", "visual_projection")
     text_modules: ClassVar[tuple[str, ...]] = ("text_model", "text_projection")
+    causal_text: ClassVar[bool] = False
+    """Whether in the text tower no token sees those behind it, so that padding there needs no mask."""
     any_size: ClassVar[bool] = False
     """Whether the tower takes images of other sizes than its config's `image_size`."""
     note: ClassVar[str | None] = None
@@ -75,6 +82,14 @@ class Family:
         """Whether a checkpoint holds a text tower too."""
         return self.text_class is not None and "text_config" in read_config(folder)
 
+    def shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
+        """The shapes of a checkpoint's weights, by their names in the whole model, from the files' headers alone."""
+        found: dict[str, tuple[int, ...]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+        return found
+
     def vision_config(self, folder: Path) -> Any:
         """The config to load the vision tower with; None is what transformers takes by itself."""
         return None
@@ -93,17 +108,9 @@ class Family:
 
     def load_tokenizer(self, folder: Path) -> Any:
         """The tokenizer of the text tower. Raises ModelError."""
-        import transformers
-
         if not any((folder / name).is_file() for name in TOKENIZER_MARKS):
             raise ModelError(f"base {folder} has no tokenizer (tokenizer.json): only images can be searched for")
-        try:
-            with quiet_transformers():
-                return getattr(transformers, self.tokenizer_class).from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers meets untrusted files here
-            raise ModelError(
-                f"the tokenizer of base {folder} cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
+        return load_tokenizer(folder, self.tokenizer_class)
 
     def context(self, text: nn.Module, tokenizer: Any) -> int:
         """After how many tokens a text is cut: where the tower's positions end, or earlier as the tokenizer has it."""
@@ -123,55 +130,93 @@ class Family:
 
 
 class PlainTower(nn.Module):
-    """Transformers' own vision tower on uint8 pixels; it computes in the dtype of its weights."""
+    """Transformers' own vision tower on uint8 pixels."""
 
     def __init__(self, family: Family, vision: nn.Module, spec: PreprocessSpec) -> None:
         super().__init__()
         self.family, self.vision, self.scale = family, vision, spec.scale
-        device = next(vision.parameters()).device
+        self.device = next(vision.parameters()).device
+        self.products: torch.dtype | None = None
         for name, values in (("mean_C11", spec.mean), ("std_C11", spec.std)):
             self.register_buffer(
-                name, torch.tensor(values, dtype=torch.float32, device=device)[:, None, None], persistent=False
+                name, torch.tensor(values, dtype=torch.float32, device=self.device)[:, None, None], persistent=False
             )
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of uint8 pixels (B, C, H, W), not yet of unit norm."""
         # normalised in float32 whatever the model's dtype: 8 bits of a pixel and its mean do not fit into bfloat16
         values_BCHW = (pixels_BCHW.float() * self.scale - self.mean_C11) / self.std_C11  # type: ignore[operator]
-        return self.family.embed_images(self.vision, values_BCHW.to(next(self.vision.parameters()).dtype))
+        if self.products is None:
+            return self.family.embed_images(self.vision, values_BCHW.to(next(self.vision.parameters()).dtype))
+        # beside float32 tokens: autocast takes what enters a product to its dtype, and leaves norms and sums alone
+        with torch.autocast(self.device.type, self.products):
+            return self.family.embed_images(self.vision, values_BCHW)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Let everything but the normalisation be computed in `dtype`."""
-        self.vision.to(dtype)
+        """Let the products be computed in `dtype`; norms and the residual stream too, where that is exact enough."""
+        if dtype == torch.float32 or not keeps_stream(dtype, self.device):
+            self.vision.to(dtype)
+            return
+        self.products = dtype
+        for module in self.vision.modules():
+            if isinstance(module, PRODUCTS):
+                module.to(dtype)
 
 
-def load_tower(folder: Path, class_name: str, config_of: Callable[[Path], Any], what: str) -> nn.Module:
-    """A transformers model in float32, every weight of it found in the folder's safetensors files, and finite.
+def keeps_stream(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tokens between products of `dtype` stay float32: bfloat16's 8 bits lose too much over many layers.
 
-    Raises ModelError. No code that lies in the folder is run.
+    On a CPU it costs nothing in float16 either.
     """
+    return dtype != torch.float16 or device.type == "cpu"
+
+
+def load_tokenizer(folder: Path, class_name: str) -> Any:
+    """The tokenizer in a folder, as transformers' class reads it. Raises ModelError."""
     import transformers
 
     try:
         with quiet_transformers():
+            return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers meets untrusted files here
+        raise ModelError(f"the tokenizer of base {folder} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def load_tower(
+    folder: Path,
+    class_name: str,
+    config_of: Callable[[Path], Any],
+    what: str,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """A transformers model in float32, every weight of it found in the folder's safetensors files, and finite.
+
+    `weights` stand for those files where they have other names there. Raises ModelError. No code that lies in the
+    folder is run.
+    """
+    import transformers
+
+    place = {"use_safetensors": True, "local_files_only": True} if weights is None else {"state_dict": weights}
+    try:
+        with quiet_transformers():
             given = {} if (config := config_of(folder)) is None else {"config": config}
             loaded: Any = getattr(transformers, class_name).from_pretrained(
-                folder,
-                **given,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
+                folder if weights is None else None, **given, **place, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # transformers meets untrusted files here
         raise ModelError(f"base {folder} cannot be loaded as {what}: {type(error).__name__}: {error}") from error
     model, info = loaded
-    if lacking := sorted(info["missing_keys"]):
+    _check_whole(model, info["missing_keys"], folder, what)
+    return model.eval().requires_grad_(False)
+
+
+def _check_whole(model: nn.Module, missing: Iterable[str], folder: Path, what: str) -> None:
+    """Raises ModelError where weights are missing, or not finite."""
+    if lacking := sorted(missing):
         raise ModelError(f"base {folder} lacks {len(lacking)} weights of {what}, such as {lacking[0]}")
     # a sum is finite where all its terms are, and takes a tenth of the time of isfinite over all of them
     if broken := sorted(name for name, weight in model.named_parameters() if not weight.sum().isfinite()):
         raise ModelError(f"base {folder}: {len(broken)} weights are not finite, such as {broken[0]}")
-    return model.eval().requires_grad_(False)
 
 
 def without(model: nn.Module, modules: Sequence[str]) -> nn.Module:

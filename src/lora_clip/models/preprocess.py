@@ -39,6 +39,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Bit": CLIP,
     "Siglip": {**SQUARE, **HALF, "resample": 3},
     "ViT": {**SQUARE, **HALF, "resample": 2},
+    "Tipsv2": {**SQUARE, "size": 448, "do_normalize": False, "resample": 2},
     "DINOv3ViT": {**SQUARE, **IMAGENET, "resample": 2},
     "Blip": {**CLIP, "do_center_crop": False, "size": 384},
     "EfficientNet": {**COMMON, **HALF, "size": 346, "crop_size": 289, "resample": 3, "include_top": True},

@@ -65,3 +65,29 @@ class ClipSeg(Family):
     name = "CLIPSeg"
     vision_class = text_class = "CLIPSegModel"
     any_size = True
+
+
+class Tipsv2(Family):
+    """TIPSv2: class tokens beside means over texts, without projections; its tower takes images of any size."""
+
+    name = "TIPSv2"
+    vision_class = "Tipsv2Model"
+    text_class: ClassVar[str | None] = "Tipsv2Model"
+    vision_modules = ("vision_model",)
+    text_modules = ("text_model",)
+    any_size = True
+
+
+class Tipsv2Vision(Tipsv2):
+    """TIPSv2's vision tower alone."""
+
+    vision_class = "Tipsv2VisionModel"
+    text_class = None
+    note = POOLED
+
+
+class VisionTextDualEncoder(Family):
+    """Two towers of any kind with projections, as those of other languages than English are often made."""
+
+    name = "VisionTextDualEncoder"
+    vision_class = text_class = "VisionTextDualEncoderModel"

@@ -22,14 +22,19 @@ RANKS_SHOWN = 8
 
 
 class Bar:
-    """A bar over `images` images; without a terminal a line now and then, so that a log stays readable."""
+    """A bar over `total` images, or over bytes where the images are not counted yet.
 
-    def __init__(self, images: int) -> None:
+    Without a terminal it is a line now and then, so that a log stays readable.
+    """
+
+    def __init__(self, total: int, of_bytes: bool = False) -> None:
         self._live = sys.stderr.isatty()
+        self._figure = "bytes" if of_bytes else "images"
         self._past: deque[tuple[float, list[Counters]]] = deque()
         self._bar: tqdm[Any] = tqdm(
-            total=images,
-            unit=" images",
+            total=total,
+            unit="B" if of_bytes else " images",
+            unit_scale=of_bytes,
             mininterval=INTERVAL if self._live else INTERVAL_WITHOUT_TERMINAL,
             miniters=1,
             smoothing=0.1,
@@ -43,8 +48,11 @@ class Bar:
         self._past.append((now, ranks))
         while now - self._past[0][0] > WINDOW and len(self._past) > 2:
             self._past.popleft()
-        self._bar.set_postfix_str(postfix(self._past[0][1], ranks, now - self._past[0][0]), refresh=False)
-        done = int(total(ranks, "images")) - self._bar.n
+        beside = postfix(self._past[0][1], ranks, now - self._past[0][0])
+        if self._figure == "bytes":
+            beside = f"{int(total(ranks, 'images')):,} images, {beside}"
+        self._bar.set_postfix_str(beside, refresh=False)
+        done = int(total(ranks, self._figure)) - self._bar.n
         if done or not self._live:
             self._bar.update(done)
         else:

@@ -7,16 +7,18 @@ and writes the rank's row of the shared file and its timeline; rank 0's thread s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from lora_clip.monitor import timeline
 from lora_clip.monitor.bar import INTERVAL, Bar
+from lora_clip.monitor.logs import LoggedFigures
 from lora_clip.monitor.meter import Machine, Meter
 from lora_clip.monitor.processes import Processes
 from lora_clip.monitor.progress import Counters, Progress
@@ -32,11 +34,13 @@ class Monitor(Callback):
         self.progress = Progress(output_dirs[0])
         self.machine: Machine | None = None
         self.opening: Callable[[], str] | None = None
+        self.open_logger: Callable[[], Logger | None] = lambda: None
         self._writer: Any = None
         self._processes: Processes | None = None
         self._meter: Meter | None = None
         self._watch: Watch | None = None
         self._bar: Bar | None = None
+        self._logged: LoggedFigures | None = None
 
     def around(self, writer: Callback) -> list[Callback]:
         """The callbacks of a run: on both sides of the writer, so that being held up by it is told from waiting."""
@@ -60,13 +64,24 @@ class Monitor(Callback):
         if trainer.is_global_zero:
             if self.opening is not None:
                 print(self.opening(), flush=True)
-            self._bar = Bar(data.plan.images)
+            plan = data.plan
+            self._bar = Bar(plan.images) if plan.counted else Bar(plan.bytes, of_bytes=True)
+            self._open_log(trainer)
         assert self._processes is not None
         self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
         rank, roots = trainer.global_rank, [self.roots[output] for output in sorted(data.plan.needed)]
         lines = [Timeline(root, rank, data.num_workers) for root in roots]
         self._watch = Watch(rank, trainer.world_size, self._meter, self.progress, lines, self._bar)
         self._watch.start()
+
+    def _open_log(self, trainer: pl.Trainer) -> None:
+        """Begin to tell the logger, where there is one; rank 0 tells it of all."""
+        if (logger := self.open_logger()) is not None:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            setting = {"ranks": trainer.world_size, "workers": data.num_workers, "batch_size": data.batch_size}
+            setting |= {"images": data.plan.images, "output_dir": str(self.roots[0])}
+            self._logged = LoggedFigures(logger, self.progress, trainer.world_size, setting)
+            self._logged.start()
 
     def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """The batch is here."""
@@ -102,6 +117,13 @@ class Monitor(Callback):
         if self._watch is not None:
             self._watch.stop()
         self.close()
+        if self._logged is not None:
+            self._logged.stop()
+
+    def log_end(self, ranks: Sequence[Counters], record: Mapping[str, Any]) -> None:
+        """Tell the logger how the run ended, where there is one."""
+        if self._logged is not None:
+            self._logged.end(ranks, record)
 
     def finish(self) -> list[Counters]:
         """The final figures of all ranks; for rank 0, after all have ended."""

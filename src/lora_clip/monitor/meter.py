@@ -64,6 +64,7 @@ class Meter:
         self._device, self._writer, self._processes = device, writer, processes
         self._gauge = open_gauge(device)
         self._counters = Counters()
+        self._read_before = processes.read().read_bytes  # the model's files
         self._watched_since: tuple[float, Usage] | None = None
         self._readings, self._use, self._watts = 0, 0.0, 0.0
 
@@ -71,6 +72,7 @@ class Meter:
         """Take note of a batch; this is all that the loop itself is charged with."""
         counters = self._counters
         counters.images += len(batch.rows) + len(batch.rejects)
+        counters.bytes += batch.bytes
         counters.rejects += len(batch.rejects)
         counters.batches += 1
         counters.pixels += batch.rows[0].width * batch.rows[0].height if batch.rows else 0
@@ -94,6 +96,7 @@ class Meter:
     def _read_processes(self) -> None:
         counters, usage = self._counters, self._processes.read()
         counters.rss_bytes, counters.pss_bytes = usage.rss_bytes, usage.pss_bytes
+        counters.read_bytes = usage.read_bytes - self._read_before
         counters.peak_bytes = max(counters.peak_bytes, usage.memory_bytes)
         counters.host_bytes = peak_rss_bytes()
         if self._watched_since is None:

@@ -21,7 +21,8 @@ CHEAP_MEMORY = 0.002
 class Usage(NamedTuple):
     """Core-seconds so far of the process, of its workers and of the whole machine; memory of process and workers.
 
-    In bytes; PSS counts shared pages once, and is NaN where the kernel does not tell it.
+    In bytes; PSS counts shared pages once. `read_bytes` is what process and workers have read so far, from files and
+    connections alike. NaN where the kernel does not tell it.
     """
 
     cpu: float
@@ -29,6 +30,7 @@ class Usage(NamedTuple):
     machine_cpu: float
     rss_bytes: float
     pss_bytes: float
+    read_bytes: float = UNKNOWN
 
     @property
     def memory_bytes(self) -> float:
@@ -47,6 +49,7 @@ class Processes:
         self._others = set(self._children())
         self._workers: dict[int, psutil.Process] = {}
         self._worker_cpu: dict[int, float] = {}
+        self._read: dict[int, float] = {}
         self._pss, self._pss_due = UNKNOWN, 0.0
 
     def read(self) -> Usage:
@@ -58,12 +61,14 @@ class Processes:
             try:
                 times = worker.cpu_times()
                 self._worker_cpu[pid] = times.user + times.system
+                self._read[pid] = _read_bytes(worker)
                 rss += worker.memory_info().rss
             except psutil.Error:
                 del self._workers[pid]
         workers, machine = sum(self._worker_cpu.values()), psutil.cpu_times()
         busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - getattr(machine, "guest", 0.0)
-        return Usage(own.user + own.system, workers, busy, rss, self._pss_now())
+        self._read[self._own.pid] = _read_bytes(self._own)
+        return Usage(own.user + own.system, workers, busy, rss, self._pss_now(), sum(self._read.values()))
 
     def _find_workers(self) -> None:
         for pid in self._children():
@@ -86,6 +91,14 @@ class Processes:
             ended = time.perf_counter()
             self._pss_due = ended + max(2.0, (ended - started) / CHEAP_MEMORY)
         return self._pss
+
+
+def _read_bytes(process: psutil.Process) -> float:
+    """Bytes that a process has asked the kernel for; Linux counts them."""
+    try:
+        return float(process.io_counters().read_chars)
+    except (AttributeError, psutil.AccessDenied):
+        return UNKNOWN
 
 
 def _pss(pids: list[int]) -> float:

@@ -21,12 +21,14 @@ class Counters:
     the workers' time, `write` is the writing thread's.
     `cpu`, `worker_cpu` and `machine_cpu` are core-seconds of the rank's process, of its workers and of everything that
     runs on the machine, during `watched` seconds.
+    `read_bytes` is what its process and its workers have read so far, from files and connections.
     `peak_bytes` is the most PSS (or RSS) seen of the process and its workers, `host_bytes` the process's own peak.
-    `pixels` adds up the width x height of one image a batch.
+    `bytes` adds up what was read of encoded images; `pixels` the width x height of one image a batch.
     `device_use` (a share) and `watts` are means, with `_now` they are of the moment.
     """
 
     images: float = 0
+    bytes: float = 0
     rejects: float = 0
     batches: float = 0
     pixels: float = 0
@@ -43,6 +45,7 @@ class Counters:
     cpu: float = 0
     worker_cpu: float = 0
     machine_cpu: float = 0
+    read_bytes: float = 0
     rss_bytes: float = UNKNOWN
     pss_bytes: float = UNKNOWN
     peak_bytes: float = 0

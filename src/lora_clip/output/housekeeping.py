@@ -65,7 +65,7 @@ def _orphans(now: Snapshot) -> list[Path]:
     claimed = {
         now.place(kind, entry) for found in now.committed.values() for entry in found for kind in entry.checksums
     }
-    ours = {(folder, name) for folder, names in now.files.items() for name in names if _is_ours(folder, name)}
+    ours = {(folder, name) for folder in (*now.kinds, "parts") for name in now.files[folder] if _is_ours(folder, name)}
     return [*(root / folder / name for folder, name in sorted(ours - claimed)), *leftovers(root)]
 
 

@@ -13,9 +13,11 @@ UNNAMED_FORMAT = "lora_clip 1"
 """What wrote no format into fingerprint.json, no `sizes` into the ledger, and no runs.jsonl."""
 READABLE = (UNNAMED_FORMAT, FORMAT)
 """What is read, and gone on with."""
-SUFFIXES = {"img_emb": "npy", "metadata": "parquet", "rejects": "parquet"}
-COMMIT_ORDER = ("rejects", "metadata", "img_emb")
-"""Who sees an .npy sees the .parquet that belongs to it."""
+SUFFIXES = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "rejects": "parquet"}
+EMBEDDINGS = ("img_emb", "text_emb")
+"""The kinds that are arrays of unit vectors; an output of images alone has the first only."""
+COMMIT_ORDER = ("rejects", "metadata", "text_emb", "img_emb")
+"""Who sees an .npy sees the .parquet that belongs to it; who sees images sees their texts."""
 
 
 class Layout:
@@ -26,7 +28,7 @@ class Layout:
         self.parts = root / "parts"
 
     def path(self, kind: str, shard: int) -> Path:
-        """Where a finished shard's file of a kind (img_emb, metadata, rejects) stands."""
+        """Where a finished shard's file of a kind (img_emb, text_emb, metadata, rejects) stands."""
         return self.root / kind / file_name(kind, shard)
 
     def range_path(self, kind: str, work: WorkRange) -> Path:

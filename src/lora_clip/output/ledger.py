@@ -2,7 +2,8 @@
 
 A committed range is a run of positions of a shard with its files. Most shards are one range; a shard that several
 workers share is several until it is assembled. A line that a power cut tore is no line: its files are then orphans,
-and made anew.
+and made anew. Before the first range of a shard that nobody had counted when the run began stands a line with what
+counting it told, `{"counted": …}`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from lora_clip.io.atomic import make_folder, sync_file, sync_folder
 from lora_clip.types import WorkRange
@@ -22,7 +24,8 @@ class CommittedRange:
     """A committed run of positions [start, stop): how many became rows and rejects, and its files' SHA-256.
 
     `final` says that the files were put into their final folders. `seconds` is the time from the range's first batch to
-    its commit, `finished` the UTC time of the commit, `sizes` the files' bytes (format 1 knew none).
+    its commit, `finished` the UTC time of the commit, `sizes` the files' bytes (format 1 knew none). Where texts are
+    embedded, `captions` says how many of the rows have one.
     """
 
     shard: int
@@ -35,6 +38,7 @@ class CommittedRange:
     seconds: float = 0.0
     finished: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    captions: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class _Parsed:
 
     end: int = 0
     ranges: tuple[CommittedRange, ...] = ()
+    counted: tuple[Mapping[str, Any], ...] = ()
 
 
 class Ledger:
@@ -57,11 +62,18 @@ class Ledger:
 
     def append(self, rank: int, entry: CommittedRange) -> None:
         """Add a line and wait until it is on disk."""
+        self._append(rank, asdict(entry))
+
+    def append_counted(self, rank: int, shard: Mapping[str, Any]) -> None:
+        """The same of what counting a shard told."""
+        self._append(rank, {"counted": shard})
+
+    def _append(self, rank: int, record: Mapping[str, Any]) -> None:
         make_folder(self.folder)
         path = self.folder / f"rank_{rank:05d}.jsonl"
         fresh = not path.exists()
         with path.open("ab+") as file:
-            line = json.dumps(asdict(entry)).encode() + b"\n"
+            line = json.dumps(record).encode() + b"\n"
             file.write(line if _ends_clean(path) else b"\n" + line)
             sync_file(file)
         if fresh:
@@ -70,6 +82,10 @@ class Ledger:
     def ranges(self) -> list[CommittedRange]:
         """All committed ranges of all ranks and runs, in no particular order."""
         return [entry for path in sorted(self.folder.glob("rank_*.jsonl")) for entry in self._ranges_of(path)]
+
+    def counted(self) -> dict[int, Mapping[str, Any]]:
+        """The shards that runs had to count, by id, as far as `ranges` has read: what was found last."""
+        return {shard["id"]: shard for parsed in self._parsed.values() for shard in parsed.counted}
 
     def forget(self) -> None:
         """Read from the start the next time: the files were replaced."""
@@ -84,14 +100,28 @@ class Ledger:
             appended = file.read()
         whole, newline, last = appended.rpartition(b"\n")
         end = before.end + len(whole) + len(newline)
-        self._parsed[path] = now = _Parsed(end, (*before.ranges, *_parse_lines(whole)))
+        told = (*before.counted, *_parse_counted(whole))
+        self._parsed[path] = now = _Parsed(end, (*before.ranges, *_parse_lines(whole)), told)
         return (*now.ranges, *_parse_lines(last))  # the last one may still be growing
+
+
+def _parse_counted(text: bytes) -> Iterator[Mapping[str, Any]]:
+    return (json.loads(line)["counted"] for line in text.splitlines() if line.startswith(COUNTED) and _is_json(line))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse_lines(text: bytes) -> Iterator[CommittedRange]:
     return (entry for line in text.splitlines() if (entry := _parse(line)) is not None)
 
 
+COUNTED = b'{"counted": '
 FIELDS = tuple(field.name for field in fields(CommittedRange))
 
 

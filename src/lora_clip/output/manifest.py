@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ PACKAGES = ("torch", "lightning", "transformers", "peft", "webdataset", "simplej
 
 
 def build_manifest(
-    fingerprint: Mapping[str, Any], checkpoint: Any, verdict: Verdict, run: Mapping[str, Any], adapter: Any
+    fingerprint: Mapping[str, Any],
+    checkpoint: Any,
+    verdict: Verdict,
+    run: Mapping[str, Any],
+    adapter: Any,
+    proof: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest as plain JSON values; `run` describes the latest run, the counts are of the whole output."""
+    """The manifest as plain JSON values; `run` describes the latest run, counts and `proof` are of the whole output."""
     lora = None if adapter is None else asdict(adapter)
     return {
         "format": FORMAT,
@@ -30,16 +36,21 @@ def build_manifest(
         "images": verdict.images,
         "rows": verdict.rows,
         "rejects": verdict.rejects,
+        **({} if verdict.captions is None else {"captions": verdict.captions}),
         "shards": verdict.shards,
         "width": verdict.width,
         "dtype": verdict.dtype,
+        "proof": proof,
         "run": run,
-        "versions": {
-            "lora_clip": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """Of this program, Python and the packages, looked up once for all outputs of a job."""
+    packages = {name: version(name) for name in PACKAGES}
+    return {"lora_clip": __version__, "python": platform.python_version(), **packages}
 
 
 def _anywhere(name: Any) -> Any:

@@ -1,15 +1,17 @@
 """runs.jsonl: under which conditions each run embedded what it added.
 
 These do not make another kind of embedding, so they are no part of the fingerprint; they may change a row's last bits.
+With them stands how close the run's network came to float32 on some of its images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,9 +43,12 @@ def describe(device: torch.device) -> str:
 
 def read_notes(root: Path) -> list[RunNotes]:
     """The notes of earlier runs; a line that cannot be read says nothing."""
+    return [notes for line in _lines(root) if (notes := _parse(line)) is not None]
+
+
+def _lines(root: Path) -> list[str]:
     path = root / "runs.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [notes for line in lines if (notes := _parse(line)) is not None]
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def _parse(line: str) -> RunNotes | None:
@@ -54,12 +59,33 @@ def _parse(line: str) -> RunNotes | None:
         return None
 
 
-def add_notes(root: Path, notes: RunNotes) -> None:
-    """Add a run's line."""
+def add_notes(root: Path, notes: RunNotes, proof: Mapping[str, Any] | None = None) -> None:
+    """Add a run's line, with how close its network came to float32 where that is known."""
     path = root / "runs.jsonl"
     before = path.read_text() if path.exists() else ""
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    write_text(path, before + json.dumps({"started": started, **asdict(notes)}) + "\n")
+    write_text(path, before + json.dumps({"started": started, **asdict(notes), "proof": proof}) + "\n")
+
+
+def lowest_proof(root: Path) -> dict[str, Any] | None:
+    """The lowest cosines of all runs, and the most images that one of them compared; None where none is known."""
+    proofs = [proof for line in _lines(root) if (proof := _proof(line)) is not None]
+    if not proofs:
+        return None
+    centred = [proof["centred"] for proof in proofs if proof["centred"] is not None]
+    return {
+        "images": max(proof["images"] for proof in proofs),
+        "reference": proofs[-1]["reference"],
+        "cosine": min(proof["cosine"] for proof in proofs),
+        "centred": min(centred, default=None),
+    }
+
+
+def _proof(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line).get("proof")
+    except (ValueError, AttributeError):
+        return None
 
 
 def differences(earlier: Sequence[RunNotes], now: RunNotes) -> str | None:

@@ -10,8 +10,12 @@ from typing import Any
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import write_text
 from lora_clip.output.layout import FORMAT, UNNAMED_FORMAT, check_format
+from lora_clip.terminal import count_of
 
 Fingerprint = Mapping[str, Any]
+INPUTS = "inputs.jsonl"
+DEFAULTS = {"embed": ["image"]}
+"""What a fingerprint leaves out where it is so, that it tells of all the same where that differs."""
 
 
 def read_fingerprint(root: Path) -> dict[str, Any] | None:
@@ -32,8 +36,13 @@ def read_fingerprint(root: Path) -> dict[str, Any] | None:
 
 
 def require_fingerprint(root: Path) -> dict[str, Any]:
-    """The fingerprint of an output. Raises OutputError where `root` holds none."""
+    """The fingerprint of an output. Raises OutputError where `root` holds none, naming those that lie below it."""
     found = read_fingerprint(root)
+    if found is None and (below := sorted(path.parent.name for path in root.glob("*/fingerprint.json"))):
+        raise OutputError(
+            f"{root} is no output itself: below it: {count_of(len(below), 'output')} ({', '.join(below)}), as a sweep "
+            f"or several adapters leave them. Give one of them, as in {root / below[0]}"
+        )
     if found is None:
         raise OutputError(f"{root} holds no output of this program (no fingerprint.json): give the output_dir of a job")
     return found
@@ -49,7 +58,7 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     found = read_fingerprint(root)
     if found is None or found == wanted:
         return
-    before, now = dict(flatten(found)), dict(flatten(wanted))
+    before, now = ({**DEFAULTS, **dict(flatten(one))} for one in (found, wanted))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     lines = [f"  {key}: {before.get(key)} there, {now.get(key)} wanted" for key in changed]
     raise OutputError(
@@ -70,12 +79,12 @@ def flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 def write_inputs(root: Path, shards: Iterable[Mapping[str, Any]]) -> None:
     """Record the shards' ids, names and shapes: ids stay with their shards in later runs, and verify counts by them."""
-    write_text(root / "inputs.jsonl", "".join(json.dumps(shard) + "\n" for shard in shards))
+    write_text(root / INPUTS, "".join(json.dumps(shard) + "\n" for shard in shards))
 
 
 def read_inputs(root: Path) -> list[dict[str, Any]]:
     """The shards of earlier runs, as `write_inputs` recorded them; none for a fresh directory."""
-    path = root / "inputs.jsonl"
+    path = root / INPUTS
     try:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError as error:

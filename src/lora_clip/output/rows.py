@@ -6,7 +6,7 @@ when shards are added.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,22 +29,34 @@ OPEN_FILES = 256
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one shard: their files, how many they are, and the SHA-256 of the file of embeddings."""
+    """The rows of one shard: their files, how many they are, and the SHA-256 of the files of embeddings.
+
+    `texts` are the captions' embeddings with their SHA-256; None where only images are embedded.
+    """
 
     shard: int
     rows: int
     embeddings: Path
     metadata: Path
     checksum: str
+    texts: tuple[Path, str] | None = None
 
     def load(self) -> np.ndarray:
         """Embeddings (rows, D) as they lie on disk, mapped. Raises OutputError where the file is not what it was."""
+        return self._load(self.embeddings, self.checksum)
+
+    def load_texts(self) -> np.ndarray:
+        """The same of the captions."""
+        assert self.texts is not None, "ask has_texts first"
+        return self._load(*self.texts)
+
+    def _load(self, path: Path, checksum: str) -> np.ndarray:
         try:
-            embeddings_ND = _mapped(self.embeddings, self.checksum)
+            embeddings_ND = _mapped(path, checksum)
         except (OSError, ValueError) as error:
-            raise OutputError(f"{self.embeddings} cannot be read: {error}") from error
+            raise OutputError(f"{path} cannot be read: {error}") from error
         if embeddings_ND.ndim != 2 or len(embeddings_ND) != self.rows:
-            raise OutputError(f"{self.embeddings} has the shape {embeddings_ND.shape}, {self.rows} rows are expected")
+            raise OutputError(f"{path} has the shape {embeddings_ND.shape}, {self.rows} rows are expected")
         return embeddings_ND
 
 
@@ -97,11 +109,23 @@ class Rows:
 
     def embeddings(self, ids_N: np.ndarray) -> np.ndarray:
         """Embeddings (N, D) float32 of rows in any order."""
+        return self._gather(ids_N, Block.load)
+
+    @cached_property
+    def has_texts(self) -> bool:
+        """Whether captions are embedded too."""
+        return all(block.texts is not None for block in self.blocks.values())
+
+    def texts(self, ids_N: np.ndarray) -> np.ndarray:
+        """Embeddings (N, D) float32 of the captions of rows in any order."""
+        return self._gather(ids_N, Block.load_texts)
+
+    def _gather(self, ids_N: np.ndarray, load: Callable[[Block], np.ndarray]) -> np.ndarray:
         gathered_ND = np.empty((len(ids_N), self.width), np.float32)
         shards_N, numbers_N = split_ids(ids_N)
         for shard in np.unique(shards_N):
             mine_N = shards_N == shard
-            gathered_ND[mine_N] = self.blocks[int(shard)].load()[numbers_N[mine_N]]
+            gathered_ND[mine_N] = load(self.blocks[int(shard)])[numbers_N[mine_N]]
         return gathered_ND
 
     def metadata(self, ids_N: np.ndarray) -> list[dict[str, Any]]:
@@ -127,7 +151,9 @@ class Rows:
 
 def _block(store: Store, entry: CommittedRange) -> Block:
     embeddings, metadata = (store.path(kind, entry.shard) for kind in ("img_emb", "metadata"))
-    return Block(entry.shard, entry.rows, embeddings, metadata, entry.checksums["img_emb"])
+    checksums = entry.checksums
+    texts = (store.path("text_emb", entry.shard), checksums["text_emb"]) if "text_emb" in checksums else None
+    return Block(entry.shard, entry.rows, embeddings, metadata, checksums["img_emb"], texts)
 
 
 def row_ids(shard: int | np.ndarray, numbers_N: np.ndarray) -> np.ndarray:

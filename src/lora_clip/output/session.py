@@ -67,8 +67,12 @@ class OutputSession:
             provenance.check_fingerprint(self.root, fingerprint)
 
     def known_inputs(self) -> list[dict[str, Any]]:
-        """The input shards of earlier runs that are to be continued."""
-        return provenance.read_inputs(self.root) if self._continues() else []
+        """The input shards of earlier runs that are to be continued, with what those runs counted."""
+        return self.store.inputs() if self._begun or self._continues() else []
+
+    def rewrite_inputs(self, inputs: Iterable[Mapping[str, Any]]) -> None:
+        """Record the shards anew, now that all of them are counted."""
+        provenance.write_inputs(self.root, inputs)
 
     def _continues(self) -> bool:
         """Whether something is there to go on from: a job that ended before its first commit binds no later one."""
@@ -111,10 +115,10 @@ class OutputSession:
         self.snapshot = recover(self.store, targets, self.snapshot)
         return self.snapshot
 
-    def note(self, notes: RunNotes) -> str | None:
+    def note(self, notes: RunNotes, proof: Mapping[str, Any] | None = None) -> str | None:
         """Record under which conditions this run embeds; a line for the user where rows of others are there."""
         line = differences(read_notes(self.root), notes)
-        add_notes(self.root, notes)
+        add_notes(self.root, notes, proof)
         return line
 
     def conclude(self, targets: Mapping[int, int], embedded: bool) -> Verdict:

@@ -16,13 +16,19 @@ from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, prefix, pr
 class Snapshot:
     """The ledger's `lines`, and what lies in each folder by name (`files`), as it was when it was taken.
 
-    A listing of four folders takes the place of a question a file, which network file systems answer slowly; and no
+    A listing of five folders takes the place of a question a file, which network file systems answer slowly; and no
     Path is made of a name that nobody opens, which at a hundred thousand shards takes longer than all else.
     """
 
     layout: Layout
     lines: Sequence[CommittedRange]
     files: Mapping[str, Mapping[str, os.DirEntry[str]]]
+
+    @cached_property
+    def kinds(self) -> Sequence[str]:
+        """The kinds of files that are this output's: where no texts were embedded, a `text_emb/` is somebody else's."""
+        texts = any("text_emb" in entry.checksums for entry in self.lines)
+        return [kind for kind in SUFFIXES if texts or kind != "text_emb"]
 
     @cached_property
     def committed(self) -> dict[int, list[CommittedRange]]:

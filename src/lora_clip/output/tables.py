@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lora_clip.output.layout import EMBEDDINGS
 from lora_clip.types import ImageRow, Reject
 
 METADATA_SCHEMA = pa.schema(
@@ -89,7 +90,7 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def joiner(kind: str, files: Sequence[Path], rows: int) -> Callable[[BinaryIO], None]:
     """What writes one file of a kind from several, in their order, `rows` embeddings in all."""
-    if kind == "img_emb":
+    if kind in EMBEDDINGS:
         arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in files]
         shape, dtype = (rows, arrays[0].shape[1]), arrays[0].dtype
         return lambda file: write_npy(arrays, shape, dtype, file)

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lora_clip.output.layout import SUFFIXES, file_name
+from lora_clip.output.layout import EMBEDDINGS, file_name
 from lora_clip.output.ledger import CommittedRange
 from lora_clip.output.snapshot import Snapshot
 from lora_clip.output.store import Store
 from lora_clip.output.tables import is_unit, norms
+from lora_clip.types import UNCOUNTED
 
 LAYOUTS = ("<f2", "<f4")
 ROWS_AT_ONCE = 65_536
@@ -23,7 +24,10 @@ ROWS_AT_ONCE = 65_536
 
 @dataclass
 class Verdict:
-    """What verification found: counts over the whole output, and each `problem` in a sentence."""
+    """What verification found: counts over the whole output, and each `problem` in a sentence.
+
+    `captions` is how many of the rows have an embedded one; None where only images are embedded.
+    """
 
     images: int = 0
     rows: int = 0
@@ -31,6 +35,7 @@ class Verdict:
     shards: int = 0
     width: int | None = None
     dtype: str | None = None
+    captions: int | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -48,7 +53,7 @@ def verify(
     files are there with their sizes. `now` is the output as it is, where that is known already.
     """
     now = now or Store(root).snapshot()
-    verdict = Verdict()
+    verdict = Verdict(captions=0 if "text_emb" in now.kinds else None)
     for shard, target in targets.items():
         verdict.problems += _check_shard(now, shard, target, verdict, shard in proven)
     verdict.problems += [
@@ -60,6 +65,9 @@ def verify(
 
 def _check_shard(now: Snapshot, shard: int, target: int, verdict: Verdict, proven: bool) -> Iterator[str]:
     ranges, entry = now.committed.get(shard, []), now.finished.get(shard)
+    if target == UNCOUNTED:
+        yield f"shard {shard}: its images are not counted yet, {sum(one.rows for one in ranges)} are embedded"
+        return
     target = max([target, *(one.stop for one in ranges if one.final)])
     verdict.images += target
     if target == 0:
@@ -70,6 +78,8 @@ def _check_shard(now: Snapshot, shard: int, target: int, verdict: Verdict, prove
     verdict.shards += 1
     verdict.rows += entry.rows
     verdict.rejects += entry.rejects
+    if verdict.captions is not None:
+        verdict.captions += entry.captions
     try:
         yield from _check_presence(now, entry, verdict) if proven else _check_files(now, entry, verdict)
     except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
@@ -97,8 +107,8 @@ def _check_files(now: Snapshot, entry: CommittedRange, verdict: Verdict) -> Iter
         yield f"shard {entry.shard}: {', '.join(changed)} changed since it was written (its SHA-256 differs)"
         return
     yield from _check_identities(now, entry)
-    if entry.rows:
-        yield from _check_embeddings(now, entry, verdict)
+    for kind in [kind for kind in EMBEDDINGS if kind in now.kinds] if entry.rows else []:
+        yield from _check_embeddings(now, entry, verdict, kind)
 
 
 def _checksum_holds(now: Snapshot, entry: CommittedRange, kind: str) -> bool:
@@ -127,21 +137,25 @@ def _positions(now: Snapshot, entry: CommittedRange, kind: str) -> np.ndarray:
     return pq.read_table(now.locate(kind, entry), columns=["position"])["position"].to_numpy()
 
 
-def _check_embeddings(now: Snapshot, entry: CommittedRange, verdict: Verdict) -> Iterator[str]:
-    embeddings_ND = np.load(now.locate("img_emb", entry), mmap_mode="r", allow_pickle=False)
+def _check_embeddings(now: Snapshot, entry: CommittedRange, verdict: Verdict, kind: str) -> Iterator[str]:
+    if kind not in entry.checksums:
+        yield f"shard {entry.shard}: it has no {kind}, where other shards have one"
+        return
+    embeddings_ND = np.load(now.locate(kind, entry), mmap_mode="r", allow_pickle=False)
     found = f"{embeddings_ND.shape} {embeddings_ND.dtype}"
     if embeddings_ND.ndim != 2 or embeddings_ND.dtype.str not in LAYOUTS or not embeddings_ND.flags.c_contiguous:
-        yield f"shard {entry.shard}: img_emb is {found}, a C-order (n, d) array of float16 or float32 is expected"
+        yield f"shard {entry.shard}: {kind} is {found}, a C-order (n, d) array of float16 or float32 is expected"
         return
     verdict.width = verdict.width or embeddings_ND.shape[-1]
     verdict.dtype = verdict.dtype or embeddings_ND.dtype.name
     wanted = (entry.rows, verdict.width)
     if embeddings_ND.shape != wanted or embeddings_ND.dtype.name != verdict.dtype:
-        yield f"shard {entry.shard}: img_emb is {found}, {wanted} {verdict.dtype} is expected"
+        yield f"shard {entry.shard}: {kind} is {found}, {wanted} {verdict.dtype} is expected"
         return
     bad = sum(_bad_rows(embeddings_ND[at : at + ROWS_AT_ONCE]) for at in range(0, entry.rows, ROWS_AT_ONCE))
     if bad:
-        yield f"shard {entry.shard}: {bad} embeddings are not finite vectors of norm 1"
+        of = "" if kind == "img_emb" else f" of {kind}"
+        yield f"shard {entry.shard}: {bad} embeddings{of} are not finite vectors of norm 1"
 
 
 def _bad_rows(embeddings_ND: np.ndarray) -> int:
@@ -150,7 +164,7 @@ def _bad_rows(embeddings_ND: np.ndarray) -> int:
 
 def _unexpected(now: Snapshot) -> Iterator[str]:
     """Files that a reader would take for embeddings and that nothing accounts for."""
-    for kind in SUFFIXES:
+    for kind in now.kinds:
         known = {file_name(kind, shard) for shard, entry in now.finished.items() if kind in entry.checksums}
         for name in sorted(now.files[kind].keys() - known):
             yield f"{kind}/{name} is not accounted for by the ledger"

@@ -21,7 +21,7 @@ from lora_clip.io.lock import FolderLock
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.store import Store
 from lora_clip.output.tables import is_unit, norms
-from lora_clip.types import EmbeddedBatch, ImageRow, Reject, WorkRange
+from lora_clip.types import UNCOUNTED, EmbeddedBatch, ImageRow, Reject, WorkRange
 
 WAITING_BATCHES = 8
 REJECTS_SHOWN = 3
@@ -33,6 +33,7 @@ class _OpenRange:
 
     started: float = field(default_factory=time.perf_counter)
     embeddings: list[np.ndarray] = field(default_factory=list)
+    texts: list[np.ndarray] = field(default_factory=list)
     rows: list[ImageRow] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
 
@@ -40,40 +41,50 @@ class _OpenRange:
 class RangeCommitter:
     """Turns the batches of a rank into committed ranges, and into finished shards where the rank has all of one.
 
-    `targets` counts the wanted positions of each shard; `local` names the shards that this rank finishes alone.
-    `allowed_rejects` is how many rejects the whole run may have.
+    `targets` counts the wanted positions of each shard, as far as they were counted. Of the run's
+    `images`, or of those seen where that was an estimate that proves too low, `max_reject_fraction` may be rejected.
     """
 
     def __init__(
-        self, store: Store, rank: int, targets: Mapping[int, int], local: frozenset[int], allowed_rejects: float
+        self, store: Store, rank: int, targets: Mapping[int, int], images: int, max_reject_fraction: float
     ) -> None:
-        self.store, self.rank, self.targets, self.local = store, rank, targets, local
-        self.allowed_rejects = allowed_rejects
-        self.rejected = 0
+        self.store, self.rank, self.targets = store, rank, dict(targets)
+        self.images, self.max_reject_fraction = images, max_reject_fraction
+        self.seen = self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
         self._open: dict[WorkRange, _OpenRange] = {}
         self._before = store.snapshot()
-        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in local}
+        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in targets}
 
     def add(self, batch: EmbeddedBatch) -> None:
         """Take a batch whose embeddings are on the CPU; its range's last batch commits the range."""
         work = self._open.setdefault(batch.work, _OpenRange())
-        embeddings_ND, rows, failed = _sound_rows(batch)
+        embeddings_ND, texts_ND, rows, failed = _sound_rows(batch)
         work.embeddings.append(embeddings_ND)
+        work.texts += [] if texts_ND is None else [texts_ND]
         work.rows += rows
         work.rejects += [*batch.rejects, *failed]
+        self.seen += len(batch.rows) + len(batch.rejects)
         self._count([*batch.rejects, *failed])
+        if batch.counted is not None:
+            self._know(batch.counted)
         if batch.last:
             self._commit(batch.work, self._open.pop(batch.work))
+
+    def _know(self, shard: Mapping[str, Any]) -> None:
+        """Note, before anything of it is committed, what counting a shard told."""
+        if self.targets[shard["id"]] == UNCOUNTED:
+            self.store.note_counted(self.rank, shard)
+            self.targets[shard["id"]] = shard["images"]
 
     def _count(self, rejects: Sequence[Reject]) -> None:
         self.rejected += len(rejects)
         self._latest.extend(rejects)
-        if self.rejected > self.allowed_rejects:
+        if self.rejected > (allowed := self.max_reject_fraction * max(self.images, self.seen)):
             latest = (f"\n  {one.key} (shard {one.shard}): {one.stage}: {one.error[:200]}" for one in self._latest)
             raise TooManyRejectsError(
                 f"{self.rejected:,} images rejected, more than max_reject_fraction allows for this run "
-                f"({int(self.allowed_rejects):,}), such as{''.join(latest)}\n"
+                f"({int(allowed):,}), such as{''.join(latest)}\n"
                 "max_reject_fraction=1 lets the run go on whatever comes"
             )
 
@@ -82,41 +93,54 @@ class RangeCommitter:
         seconds = time.perf_counter() - gathered.started
         rejects = sorted(gathered.rejects, key=lambda reject: reject.position)
         embeddings_ND = np.concatenate(gathered.embeddings)
-        entry = self.store.write(self.rank, work, whole, embeddings_ND, gathered.rows, rejects, seconds)
-        if work.shard in self.local and not whole:
+        texts_ND = np.concatenate(gathered.texts) if gathered.texts else None
+        entry = self.store.write(self.rank, work, whole, embeddings_ND, gathered.rows, rejects, seconds, texts_ND)
+        if not whole:
             self._finish(work.shard, entry)
 
     def _finish(self, shard: int, entry: CommittedRange) -> None:
+        """Assemble the shard if this rank has the last of it; what several ranks have shared is left to rank 0."""
         ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
         self._ranges[shard] = ranges
         if covers(ranges, self.targets[shard]):
             self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)), self._before)
 
 
-def _sound_rows(batch: EmbeddedBatch) -> tuple[np.ndarray, Sequence[ImageRow], list[Reject]]:
-    """The batch's rows without padding; a row that is not finite or not of unit norm becomes a reject."""
+def _sound_rows(
+    batch: EmbeddedBatch,
+) -> tuple[np.ndarray, np.ndarray | None, Sequence[ImageRow], list[Reject]]:
+    """The batch's rows without padding; one whose embedding is not finite or not of unit norm becomes a reject."""
     embeddings_ND = batch.embeddings_BD[: len(batch.rows)].numpy()
-    norms_N = norms(embeddings_ND)
-    sound_N = is_unit(norms_N, embeddings_ND.dtype)
+    texts_ND = None if batch.texts_BD is None else batch.texts_BD[: len(batch.rows)].numpy()
+    sound_N, norms_N = _are_sound(embeddings_ND, texts_ND)
     if sound_N.all():
-        return embeddings_ND, batch.rows, []
+        return embeddings_ND, texts_ND, batch.rows, []
     failed = [
         Reject(row.shard, row.position, row.key, "encode", f"the embedding's norm is {norm}")
         for row, norm, sound in zip(batch.rows, norms_N, sound_N, strict=True)
         if not sound
     ]
-    return embeddings_ND[sound_N], [row for row, sound in zip(batch.rows, sound_N, strict=True) if sound], failed
+    rows = [row for row, sound in zip(batch.rows, sound_N, strict=True) if sound]
+    return embeddings_ND[sound_N], None if texts_ND is None else texts_ND[sound_N], rows, failed
 
 
-def _begin_copy(embeddings_BD: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Where the embeddings will be on the CPU, and what to wait for before they are read; None: they are there."""
+def _are_sound(embeddings_ND: np.ndarray, texts_ND: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows (N,) are sound, their caption's embedding too, and the norm (N,) that tells why one is not."""
+    norms_N = norms(embeddings_ND)
+    sound_N = is_unit(norms_N, embeddings_ND.dtype)
+    if texts_ND is None:
+        return sound_N, norms_N
+    of_texts_N = norms(texts_ND)
+    return sound_N & is_unit(of_texts_N, texts_ND.dtype), np.where(sound_N, of_texts_N, norms_N)
+
+
+def _begin_copy(embeddings_BD: torch.Tensor) -> torch.Tensor:
+    """Where the embeddings will be on the CPU: at once, or from CUDA, as soon as the stream comes to it."""
     if not embeddings_BD.is_cuda:
-        return embeddings_BD.cpu(), None
+        return embeddings_BD.cpu()
     on_host_BD = torch.empty_like(embeddings_BD, device="cpu", pin_memory=True)
     on_host_BD.copy_(embeddings_BD, non_blocking=True)
-    event = torch.cuda.Event(blocking=True)  # others spin while they are waited for, on a core that decoding could use
-    event.record()
-    return on_host_BD, event
+    return on_host_BD
 
 
 class _Handed(NamedTuple):
@@ -128,8 +152,13 @@ class _Handed(NamedTuple):
 
 
 def _hand_over(output: int, batch: EmbeddedBatch) -> _Handed:
-    on_host_BD, event = _begin_copy(batch.embeddings_BD)
-    return _Handed(output, replace(batch, embeddings_BD=on_host_BD), event)
+    on_host_BD = _begin_copy(batch.embeddings_BD)
+    texts_BD = None if batch.texts_BD is None else _begin_copy(batch.texts_BD)
+    event = None
+    if batch.embeddings_BD.is_cuda:
+        event = torch.cuda.Event(blocking=True)  # others spin while they are waited for, on a core for decoding
+        event.record()
+    return _Handed(output, replace(batch, embeddings_BD=on_host_BD, texts_BD=texts_BD), event)
 
 
 class EmbeddingWriter(BasePredictionWriter):
@@ -154,7 +183,7 @@ class EmbeddingWriter(BasePredictionWriter):
             lock.share()
         plan, rank = trainer.datamodule.plan, trainer.global_rank  # type: ignore[attr-defined]
         committers = [
-            RangeCommitter(Store(root), rank, plan.targets, plan.local, self.max_reject_fraction * images)
+            RangeCommitter(Store(root), rank, plan.targets, images, self.max_reject_fraction)
             for root, images in zip(self.output_dirs, plan.images_each, strict=True)
         ]
         self._thread = threading.Thread(target=self._write, args=(committers,), name="writer", daemon=True)

@@ -105,12 +105,13 @@ def enough(resize: int | tuple[int, int] | None) -> tuple[int, int]:
     return OVERSAMPLING * height, OVERSAMPLING * width
 
 
-def decode(data: bytes) -> torch.Tensor:
+def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> torch.Tensor:
     """Image bytes as RGB pixels (H, W, C) uint8 of the image's own size; an animation's first frame.
 
+    With `least`, a (height, width), a larger JPEG is decoded at a part of its size, but not below that.
     Raises ImageError for bytes that are empty, truncated, not an image, or larger than MAX_PIXELS.
     """
-    return torch.from_numpy(_decode(data, (0, 0))[0])
+    return torch.from_numpy(_decode(data, least)[0])
 
 
 def _decode(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -180,12 +181,12 @@ def fit(
     """
     pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
     height, width = own or (pixels_HWC.shape[0], pixels_HWC.shape[1])
-    size = _target_size(height, width, spec.resize)
+    size = _longest_size(height, width, spec) if spec.longest else _target_size(height, width, spec.resize)
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels would be resized to {size[1]}x{size[0]}")
     if size != (pixels_HWC.shape[0], pixels_HWC.shape[1]):
         pixels_1CHW = _resize(pixels_HWC, size, spec.interpolation)
-    _crop(pixels_1CHW[0], spec.crop, out_CHW)
+    _crop(pixels_1CHW[0], spec, out_CHW)
 
 
 def _resize(pixels_HWC: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
@@ -208,19 +209,28 @@ def _target_size(height: int, width: int, resize: int | tuple[int, int] | None) 
     return int(resize * height / width), resize
 
 
-def _crop(pixels_CHW: torch.Tensor, crop: tuple[int, int], out_CHW: torch.Tensor) -> None:
+def _longest_size(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """(height, width) within the crop, rounded as open_clip does."""
+    ratio = max(height / spec.crop[0], width / spec.crop[1])
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _crop(pixels_CHW: torch.Tensor, spec: PreprocessSpec, out_CHW: torch.Tensor) -> None:
     """The centre of the image; where the crop is larger than the image, black fills the rest."""
-    height, width = pixels_CHW.shape[1:]
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
-    if top >= 0 and left >= 0:
-        out_CHW.copy_(pixels_CHW[:, top : top + crop[0], left : left + crop[1]])
-        return
-    out_CHW.zero_()
-    rows, columns = slice(max(0, top), top + crop[0]), slice(max(0, left), left + crop[1])
-    source = pixels_CHW[:, rows, columns]
-    at_top, at_left = _pad(height, crop[0]), _pad(width, crop[1])
-    out_CHW[:, at_top : at_top + source.shape[1], at_left : at_left + source.shape[2]] = source
+    place = _as_torchvision if spec.centre == "round" else _as_transformers
+    (from_top, to_top, rows), (from_left, to_left, columns) = map(place, pixels_CHW.shape[1:], spec.crop)
+    source = pixels_CHW[:, from_top : from_top + rows, from_left : from_left + columns]
+    if source.shape != out_CHW.shape:
+        out_CHW.zero_()
+    out_CHW[:, to_top : to_top + rows, to_left : to_left + columns] = source
 
 
-def _pad(size: int, crop: int) -> int:
-    return max(0, -((size - crop) // 2)) if size < crop else 0
+def _as_transformers(size: int, crop: int) -> tuple[int, int, int]:
+    """Along an edge: where what is kept begins in the image, where in the crop, and how long it is."""
+    start = (size - crop) // 2
+    return (start, 0, crop) if size >= crop else (0, -start, size)
+
+
+def _as_torchvision(size: int, crop: int) -> tuple[int, int, int]:
+    """The same where half a pixel is rounded to the even one."""
+    return (round((size - crop) / 2), 0, crop) if size >= crop else (0, (crop - size) // 2, size)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_clip.diagnose.summary import describe_model, rank_table
-from lora_clip.inspection.pictures import Pictures
+from lora_clip.diagnose.summary import describe_model, describe_proof, rank_table
+from lora_clip.inspection.pictures import Pictures, Small
 from lora_clip.inspection.rejects import Reason, collect, seen
 from lora_clip.io.atomic import write_text
 from lora_clip.output.manifest import read_manifest
@@ -49,6 +49,7 @@ class RunPage:
     model: str
     figures: Sequence[tuple[str, str]]
     bottleneck: str
+    proof: str
     over_time: Chart | None
     clocks: Sequence[Clock]
     columns: Sequence[str]
@@ -61,22 +62,26 @@ class RunPage:
     versions: Lines
 
 
-def write_report(root: Path) -> None:
-    """Write the page for the latest run into the output directory, with pictures from the input."""
-    write_text(root / "report.html", render("report.html", run_page(root)))
+def write_report(root: Path, small: Small | None = None) -> None:
+    """Write the page for the latest run into the output directory, with pictures from the input.
+
+    Reports of several outputs of one input can share `small` pictures, so that each is read and decoded once.
+    """
+    write_text(root / "report.html", render("report.html", run_page(root, small)))
 
 
-def run_page(root: Path) -> RunPage:
+def run_page(root: Path, small: Small | None = None) -> RunPage:
     """What there is to show of an output."""
     manifest = read_manifest(root)
     assert manifest is not None, "the report follows the manifest"
-    run, pictures = manifest["run"], Pictures.of(root)
+    run, pictures = manifest["run"], Pictures.of(root, small)
     rows = Rows(root) if manifest["rows"] else None
     return RunPage(
         title=root.resolve().name,
         model=describe_model(manifest),
         figures=_figures(manifest),
         bottleneck=run["bottleneck"],
+        proof=_proof(manifest),
         over_time=timeline(read_timelines(root)),
         clocks=clocks(run),
         columns=rank_table(run["by_rank"])[0],
@@ -95,11 +100,25 @@ def _figures(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = manifest["run"]
     return [
         (f"{manifest['rows']:,}", f"embeddings of width {manifest['width']}"),
+        *_captions(manifest),
         (f"{manifest['rejects']:,}", "images rejected"),
         (f"{manifest['shards']:,}", "shards"),
         (f"{run['images_per_second'] or 0:,.0f}", "images/s in the latest run"),
         (f"{(run['waiting_share'] or 0):.0%}", "of the time waiting for data"),
     ]
+
+
+def _captions(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many captions were embedded, where they were."""
+    if (captions := manifest.get("captions")) is None:
+        return []
+    return [(f"{captions:,}", f"captions embedded; {manifest['rows'] - captions:,} images have none")]
+
+
+def _proof(manifest: Mapping[str, Any]) -> str:
+    """How close the network that ran comes to float32; empty for an output of an earlier version."""
+    proof = manifest.get("proof")
+    return f"{manifest['fingerprint']['model_dtype']} on {describe_proof(proof)}" if proof else ""
 
 
 def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RankRow]:

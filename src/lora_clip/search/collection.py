@@ -18,6 +18,7 @@ from PIL import Image
 from lora_clip.errors import DataError, OutputError
 from lora_clip.inspection.pictures import Pictures
 from lora_clip.output.manifest import read_manifest
+from lora_clip.output.provenance import require_fingerprint
 from lora_clip.output.rows import Rows, row_ids, split_ids
 from lora_clip.pixels.decode import ImageError
 from lora_clip.search.exact import NO_ROW, nearest
@@ -80,6 +81,7 @@ class Collection:
         self.pictures = Pictures.of(root)
         manifest = read_manifest(root)
         if manifest is None:
+            require_fingerprint(root)
             raise OutputError(f"{root} has no manifest.json: the job has not come to its end; run it again first")
         self.manifest = manifest
         self.rows = Rows(root)

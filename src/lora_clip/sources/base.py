@@ -10,18 +10,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import identity
 from lora_clip.sources.format_1 import upgraded
 from lora_clip.sources.registry import SOURCES
-from lora_clip.types import RawSample, WorkRange
+from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 
 @dataclass(frozen=True)
 class Shard:
     """One input shard as it was found: `images` counts its positions, damaged places included; `bytes` its images'.
+
+    Of a shard that nobody has looked into yet `images` is UNCOUNTED, `bytes` the size of its file, `digest` empty.
 
     `kind` is the name of its source in `SOURCES`, and `state` what that source wants to know again: JSON values that
     nobody else looks into. `digest` identifies the listing (names and sizes). `extensions` and `left_out` count images
@@ -40,7 +42,10 @@ class Shard:
 
     def to_json(self) -> dict[str, Any]:
         """The shard as plain JSON values."""
-        return vars(self) | {"extensions": dict(self.extensions), "left_out": dict(self.left_out)}
+        images = None if self.images == UNCOUNTED else self.images
+        return vars(self) | {
+            "images": images, "extensions": dict(self.extensions), "left_out": dict(self.left_out)
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Shard:
@@ -50,7 +55,8 @@ class Shard:
         """
         record = record if "kind" in record else upgraded(record)
         try:
-            return cls(**{known.name: record[known.name] for known in fields(cls)})
+            values = {known.name: record[known.name] for known in fields(cls)}
+            return cls(**values | ({"images": UNCOUNTED} if values["images"] is None else {}))
         except KeyError as error:
             raise DataError(f"the record of shard {record.get('id')} lacks {error}: use another output_dir") from error
 
@@ -62,7 +68,7 @@ class Source(Protocol):
     """
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
-        """The input's shards, each looked into when it is asked for, in an order that stays.
+        """The input's shards in an order that stays; each is counted where that costs little, or else UNCOUNTED.
 
         Shards in `known` (of an earlier run into the same output) keep their ids; new ones are numbered after them:
         `numbered` does that for sources whose shards are files.
@@ -82,6 +88,19 @@ class Source(Protocol):
         Raises DataError where it cannot be read.
         """
         ...
+
+
+class CountingSource(Source, Protocol):
+    """A source to which counting is work: it lists shards as UNCOUNTED, and counts one when a worker wants it."""
+
+    def count(self, shard: Shard) -> Shard:
+        """The shard, looked into. Raises DataError where it cannot be read."""
+        ...
+
+
+def counted(source: Source, shard: Shard) -> Shard:
+    """A shard of the source with its images counted. Raises DataError where it cannot be read."""
+    return shard if shard.images != UNCOUNTED else cast(CountingSource, source).count(shard)
 
 
 def open_source(config: Mapping[str, Any]) -> Source:

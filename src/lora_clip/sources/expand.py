@@ -1,4 +1,4 @@
-"""Which files `data.shards` names: folders, paths, addresses, globs, brace patterns, and lists of these."""
+"""Which files a key such as `data.shards` names: folders, paths, addresses, globs, brace patterns, lists of these."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import identity, is_remote
 from lora_clip.sources.expand_remote import expand_braces, expand_remote
 from lora_clip.sources.walk import Entry, walk
+from lora_clip.sources.wanted import TARS, Wanted
 
 
-def expand(patterns: Any) -> list[str]:
-    """The absolute paths and the addresses of the tars that `data.shards` names.
+def expand(patterns: Any, wanted: Wanted = TARS) -> list[str]:
+    """The absolute paths and the addresses that a key such as `data.shards` names.
 
     Folders and globs are sorted, lists and braces as given. Addresses come without their secrets. A file is named once,
     also where two spellings or a link lead to it: nothing is embedded twice.
@@ -24,32 +25,34 @@ def expand(patterns: Any) -> list[str]:
     """
     given = as_list(patterns)
     if not given:
-        raise ConfigError("data.shards is an empty list: name a folder of tars, a path, a glob or a brace pattern")
-    there = dict(expand_remote([pattern for pattern in given if is_remote(pattern)]))
+        raise ConfigError(
+            f"{wanted.key} is an empty list: name a folder of {wanted.what}s, a path, a glob or a brace pattern"
+        )
+    there = dict(expand_remote([pattern for pattern in given if is_remote(pattern)], wanted))
     files: dict[str, str] = {}
-    for path in (path for pattern in given for path in there.get(pattern) or _expand_one(pattern)):
+    for path in (path for pattern in given for path in there.get(pattern) or _expand_one(pattern, wanted)):
         files.setdefault(identity(path), path if is_remote(path) else str(Path(path).absolute()))
     return list(files.values())
 
 
 def as_list(patterns: Any) -> list[str]:
-    """What `data.shards` says, as a list of patterns."""
+    """What such a key says, as a list of patterns."""
     many = isinstance(patterns, Sequence) and not isinstance(patterns, str)
     return [str(pattern) for pattern in (patterns if many else [patterns])]
 
 
-def _expand_one(pattern: str) -> list[str]:
-    pattern = _local(pattern)
+def _expand_one(pattern: str, wanted: Wanted) -> list[str]:
+    pattern = _local(pattern, wanted)
     if _exists(pattern) and Path(pattern).is_dir():
-        return _tars_below(pattern)
+        return _files_below(pattern, wanted)
     if _exists(pattern):
         return [pattern]
-    urls = expand_braces(pattern)
-    expanded = [path for url in urls for path in (_glob(url) if glob.has_magic(url) else [url])]
+    urls = expand_braces(pattern, wanted.key)
+    expanded = [path for url in urls for path in (_glob(url, wanted) if glob.has_magic(url) else [url])]
     missing = [path for path in expanded if not _exists(path)]
     if missing:
         more = f" and {len(missing) - 1} more of the {len(expanded)} it names" if len(missing) > 1 else ""
-        raise DataError(f"data.shards={pattern}: no such file: {missing[0]}{more}")
+        raise DataError(f"{wanted.key}={pattern}: no such file: {missing[0]}{more}")
     return expanded
 
 
@@ -61,34 +64,36 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _glob(pattern: str) -> list[str]:
+def _glob(pattern: str, wanted: Wanted) -> list[str]:
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (takes absolute patterns)
     if not found:
-        raise DataError(f"data.shards={pattern} matches no file")
-    return [path for name in found for path in (_tars_below(name) if Path(name).is_dir() else [name])]
+        raise DataError(f"{wanted.key}={pattern} matches no file")
+    return [path for name in found for path in (_files_below(name, wanted) if Path(name).is_dir() else [name])]
 
 
-def _tars_below(folder: str) -> list[str]:
-    entries = (entry for entry in walk(folder) if entry.path.endswith(".tar"))
-    found = sorted(str(Path(folder, entry.path)) for entry in entries if _may_be_tar(entry))
+def _files_below(folder: str, wanted: Wanted) -> list[str]:
+    entries = (entry for entry in walk(folder) if wanted.found_in(entry.path))
+    found = sorted(str(Path(folder, entry.path)) for entry in entries if _may_be_file(entry))
     if not found:
         raise DataError(
-            f"data.shards={folder} is a folder without a .tar file: "
-            f"for a folder of images type data=folder data.folder={folder}"
+            f"{wanted.key}={folder} is a folder without a {' or '.join(wanted.suffixes)} file"
+            + (wanted.instead and f": {wanted.instead.format(folder=folder)}")
         )
     return found
 
 
-def _may_be_tar(entry: Entry) -> bool:
+def _may_be_file(entry: Entry) -> bool:
     """A file, or a link that leads nowhere, of which reading will say so; a pipe would make us wait for ever."""
     status = entry.status()
     return status is None or stat.S_ISREG(status.st_mode)
 
 
-def _local(pattern: str) -> str:
+def _local(pattern: str, wanted: Wanted) -> str:
     """The pattern as a local path. Raises ConfigError for pipes, which are never executed."""
     if pattern.startswith("file://"):
         return pattern.removeprefix("file://")
     if pattern.startswith("pipe:"):
-        raise ConfigError(f"data.shards={pattern}: pipe: runs a command and is not allowed; name a local tar")
+        raise ConfigError(
+            f"{wanted.key}={pattern}: pipe: runs a command and is not allowed; name a local {wanted.what}"
+        )
     return str(Path(pattern).expanduser())

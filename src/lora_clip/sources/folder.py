@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +11,13 @@ from pathlib import Path
 
 from lora_clip.errors import DataError
 from lora_clip.sources.base import Shard, listing_entry, next_id
+from lora_clip.sources.files import UnreadableError, read_file
 from lora_clip.sources.names import EXTRA_EXTENSIONS, image_name, webdataset_extension
 from lora_clip.sources.walk import walk
 from lora_clip.types import RawSample, WorkRange
 
 KIND = "folder"
 IMAGES_PER_SHARD = 1000
-LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-
-
-class UnreadableError(Exception):
-    """A file that is not there, or not to be read, whoever tries again."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ class FolderSource:
             key = named.key if named else name
             path = f"{shard.path}/{name}"
             try:
-                image = _read_file(path)
+                image = read_file(path)
             except UnreadableError as error:
                 yield RawSample(shard.id, position, key, path, b"", damage=f"cannot be read: {error}")
                 continue
@@ -92,25 +86,10 @@ def _extras(root: str, key: str) -> dict[str, bytes]:
     extras = {}
     for extension in sorted(EXTRA_EXTENSIONS):
         try:
-            extras[extension] = _read_file(f"{root}/{key}.{extension}")
+            extras[extension] = read_file(f"{root}/{key}.{extension}")
         except UnreadableError:
             continue
     return extras
-
-
-def _read_file(path: str) -> bytes:
-    """A regular file's bytes; a pipe is never opened, since that would wait for ever.
-
-    Raises UnreadableError where there is no such file, DataError for an I/O error, which another try may not meet.
-    """
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise UnreadableError("not a regular file")
-        return Path(path).read_bytes()
-    except OSError as error:
-        if error.errno in LASTING:
-            raise UnreadableError(error.strerror) from error
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _size(root: str, name: str) -> int:

@@ -16,5 +16,6 @@ class Registration(NamedTuple):
 SOURCES: dict[str, Registration] = {
     "tar": Registration("shards", "/path/to/tars", "lora_clip.sources.tar:TarSource"),
     "folder": Registration("folder", "/path/to/images", "lora_clip.sources.folder:FolderSource"),
+    "parquet": Registration("parquet", "/path/to/parquet", "lora_clip.sources.parquet:ParquetSource"),
 }
 """By kind. A source's module is imported when it is used, so what it needs may be missing where it is not."""

@@ -25,7 +25,7 @@ from lora_clip.sources.expand_remote import remember_secrets
 from lora_clip.sources.inventory import PackNotes
 from lora_clip.sources.names import extra_name, image_name
 from lora_clip.sources.tar_headers import Member, members
-from lora_clip.types import RawSample, WorkRange
+from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 KIND = "tar"
 SEEK_POINT_SPACING = 256
@@ -113,12 +113,24 @@ class TarSource:
         remember_secrets(as_list(self.patterns))
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
-        """The tars in input order, each scanned (headers only) when it is asked for, unless `pack` did that already."""
+        """The tars in input order, counted where an earlier run or `pack` has done that; nothing is read of the others.
+
+        A tar that an earlier run counted and that was touched since is scanned, which tells whether it is the same.
+        """
         packed = PackNotes()
         for shard_id, path, earlier in numbered(expand(self.patterns), known):
-            if earlier is None and self.image_keys is None and not is_remote(path):
-                earlier = packed.shard(shard_id, Path(path))
-            yield scan(shard_id, path, self.image_keys, earlier)
+            if earlier is not None and earlier.images != UNCOUNTED:
+                yield scan(shard_id, path, self.image_keys, earlier)
+                continue
+            noted = None if self.image_keys or is_remote(path) else packed.shard(shard_id, Path(path))
+            yield noted or _listed(shard_id, path)
+
+    def count(self, shard: Shard) -> Shard:
+        """The tar, its headers scanned. Raises DataError where it cannot be read, or is not what was listed."""
+        found = scan(shard.id, shard.path, self.image_keys, listed=TarState.of(shard).stamp)
+        if TarState.of(found).stamp != TarState.of(shard).stamp:
+            raise DataError(f"{shard.path} was written to since this job began: type the same command again")
+        return found
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
         """The images at the positions of `work`: their bytes, captions and metadata.
@@ -177,13 +189,28 @@ def _index_extras(file: RangeReader) -> dict[str, dict[str, Member]]:
     return index
 
 
-def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | None = None) -> Shard:
+def _listed(shard_id: int, path: str) -> Shard:
+    """A tar of which only its size is known. Raises DataError where the file cannot be opened."""
+    try:
+        with open_ranges(path) as file:
+            return Shard(shard_id, KIND, path, UNCOUNTED, file.size, "", state=TarState(file.stamp).to_json())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def scan(
+    shard_id: int,
+    path: str,
+    keys: Sequence[str] | None,
+    earlier: Shard | None = None,
+    listed: Stamp | None = None,
+) -> Shard:
     """A tar's shape from its headers alone; an unchanged file that was scanned `earlier` is not read again.
 
     Raises DataError where the file cannot be opened.
     """
     try:
-        with open_ranges(path) as file:
+        with open_ranges(path, listed) as file:
             if earlier is not None and TarState.of(earlier).stamp == file.stamp:
                 return earlier
             survey = _Survey()

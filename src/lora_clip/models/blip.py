@@ -1,4 +1,4 @@
-"""BLIP for retrieval as a family of models: this file, and a line in the registry (lora_clip/models/base.py)."""
+"""BLIP for retrieval: embeddings that transformers' own class gives only of an image beside a text."""
 
 from __future__ import annotations
 
