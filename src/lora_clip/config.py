@@ -148,6 +148,10 @@ class Data:
         Shards,
         "Parquet files with a column of image bytes, or of {bytes, path}: a folder, path, glob or a list of these",
     ] = None
+    list: Annotated[
+        Shards, "a list of paths or URLs, with keys and captions: .csv, .tsv, .jsonl, .parquet, or .txt with one a line"
+    ] = None
+    zip: Annotated[Shards, "zip files of images: a folder of them, a path, a glob, or a list of these"] = None
     batch_size: Annotated[BatchSize, "images per device and batch; auto: 256 on a GPU, 64 on a CPU"] = "auto"
     num_workers: Annotated[Workers, "decoding processes per rank; auto: the machine's cores, shared by its ranks"] = (
         "auto"
@@ -167,7 +171,7 @@ class Data:
     ] = None
     stages: Annotated[
         Functions, "stages of your own between reading and decoding, as in [mine:only_wide,mine:lower_case]"
-    ] = field(default_factory=list)
+    ] = field(default_factory=[].copy)  # `list` is a key here
 
 
 ADDED_SOURCES = [one for one in SOURCES.values() if one.key not in Data.__dataclass_fields__]
@@ -245,8 +249,10 @@ OPTIONS = {
     "data": {
         "demo": "the pictures that come with the project",
         "folder": "a folder of images: data.folder=…",
+        "list": "a list of paths or URLs: data.list=…",
         "parquet": "Parquet files with images in them: data.parquet=…",
         "shards": "WebDataset shards: data.shards=…",
+        "zip": "zip files of images: data.zip=…",
     },
     "model": {
         "clip": "a CLIP model of yours: model.base=… model.adapter=…; chosen by itself where one of these is typed",

@@ -1,4 +1,4 @@
-"""docs/extending.md shows code that runs: the source of zip files and the stages, from their files in examples/."""
+"""docs/extending.md shows code that runs: the source of comics and the stages, from their files in examples/."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SPEC = parse_spec({"size": 16, "crop_size": 16})
 def examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's source, as its registry line has it but where the file stands."""
     monkeypatch.syspath_prepend(str(PROJECT / "examples"))
-    monkeypatch.setitem(SOURCES, "zip", Registration("zip", "/path/to/zips", "zip_source:ZipSource"))
+    monkeypatch.setitem(SOURCES, "cbz", Registration("cbz", "/path/to/comics", "cbz_source:CbzSource"))
 
 
-@pytest.mark.parametrize("name", ["zip_source.py", "stages.py"])
+@pytest.mark.parametrize("name", ["cbz_source.py", "stages.py"])
 def test_the_page_shows_the_code_that_is_tested(name: str) -> None:
     page = (PROJECT / "docs/extending.md").read_text()
     assert f"```python\n{(PROJECT / 'examples' / name).read_text()}```" in page, (
@@ -51,27 +51,27 @@ def test_the_page_shows_the_code_that_is_tested(name: str) -> None:
 
 def test_the_registry_line_of_the_page_is_this_one() -> None:
     page = (PROJECT / "docs/extending.md").read_text()
-    (line,) = [line.strip().rstrip(",") for line in page.splitlines() if line.strip().startswith('"zip": ')]
+    (line,) = [line.strip().rstrip(",") for line in page.splitlines() if line.strip().startswith('"cbz": ')]
     registered = eval(f"{{{line}}}", {"Registration": Registration})
-    assert registered["zip"]._replace(location="") == SOURCES["zip"]._replace(location="")
-    assert registered["zip"].location.partition(":")[2] == "ZipSource"
+    assert registered["cbz"]._replace(location="") == SOURCES["cbz"]._replace(location="")
+    assert registered["cbz"].location.partition(":")[2] == "CbzSource"
 
 
 def fill(folder: Path) -> Path:
     """Two zips: captions beside images, one image broken in its bytes, one in its packing, a mask, one zip of none."""
     folder.mkdir()
-    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(folder / "a.cbz", "w", zipfile.ZIP_DEFLATED) as file:
         for number in range(5):
             file.writestr(f"d/{number}.jpg", jpeg(seed=number))
             file.writestr(f"d/{number}.txt", f"Picture {number}")
         file.writestr("d/0.seg.png", b"mask")
-    with zipfile.ZipFile(folder / "b.zip", "w", zipfile.ZIP_STORED) as file:
+    with zipfile.ZipFile(folder / "b.cbz", "w", zipfile.ZIP_STORED) as file:
         file.writestr("x.jpg", b"no image")
         file.writestr("y.jpg", b"checked by its CRC")
         file.writestr("z.jpg", jpeg(seed=9))
-    data = (folder / "b.zip").read_bytes()
-    (folder / "b.zip").write_bytes(data.replace(b"checked by its CRC", b"changed by a fault", 1))
-    zipfile.ZipFile(folder / "c.zip", "w").close()
+    data = (folder / "b.cbz").read_bytes()
+    (folder / "b.cbz").write_bytes(data.replace(b"checked by its CRC", b"changed by a fault", 1))
+    zipfile.ZipFile(folder / "c.cbz", "w").close()
     return folder
 
 
@@ -98,13 +98,13 @@ def embedded(batch: PixelBatch) -> EmbeddedBatch:
 
 def test_a_job_over_zips_is_embedded_resumed_verified_and_shown(tmp_path: Path) -> None:
     folder, root = fill(tmp_path / "zips"), tmp_path / "out"
-    source = open_source({"zip": str(folder), "image_key": "jpg"})
+    source = open_source({"cbz": str(folder), "image_key": "jpg"})
     shards, plan = embed(root, source, [])
     assert plan.images == 8
     assert [(one.kind, Path(one.path).name, one.images, dict(one.left_out)) for one in shards] == [
-        ("zip", "a.zip", 5, {"seg.png": 1}),
-        ("zip", "b.zip", 3, {}),
-        ("zip", "c.zip", 0, {}),
+        ("cbz", "a.cbz", 5, {"seg.png": 1}),
+        ("cbz", "b.cbz", 3, {}),
+        ("cbz", "c.cbz", 0, {}),
     ]
     verdict = verify(root, {one.id: one.images for one in shards})
     assert (verdict.problems, verdict.rows, verdict.rejects) == ([], 6, 2)
@@ -115,7 +115,7 @@ def test_a_job_over_zips_is_embedded_resumed_verified_and_shown(tmp_path: Path) 
     assert "unpacked" in str(pictures.sample(1, 1).damage)
 
     known = [Shard.from_json(line) for line in provenance.read_inputs(root)]
-    with zipfile.ZipFile(folder / "0.zip", "w") as file:
+    with zipfile.ZipFile(folder / "0.cbz", "w") as file:
         file.writestr("new.jpg", jpeg(seed=3))
     again, rest = embed(root, source, known)
     assert again[:3] == known and again[3].id == 3, "known shards keep their ids"
@@ -124,7 +124,7 @@ def test_a_job_over_zips_is_embedded_resumed_verified_and_shown(tmp_path: Path) 
 
 
 def test_any_range_of_a_zip_is_a_slice_of_the_whole(tmp_path: Path) -> None:
-    source = open_source({"zip": str(fill(tmp_path / "zips") / "a.zip")})
+    source = open_source({"cbz": str(fill(tmp_path / "zips") / "a.cbz")})
     (shard,) = source.shards([])
     whole = list(source.read(shard, WorkRange(0, 0, shard.images)))
     assert len(whole) == shard.images == 6
@@ -134,18 +134,18 @@ def test_any_range_of_a_zip_is_a_slice_of_the_whole(tmp_path: Path) -> None:
 
 def test_verify_notices_a_zip_that_changed_or_is_gone(tmp_path: Path) -> None:
     folder = fill(tmp_path / "zips")
-    source = open_source({"zip": str(folder / "a.zip")})
+    source = open_source({"cbz": str(folder / "a.cbz")})
     (shard,) = source.shards([])
-    with zipfile.ZipFile(folder / "a.zip", "a") as file:
+    with zipfile.ZipFile(folder / "a.cbz", "a") as file:
         file.writestr("more.jpg", b"m")
     assert "has 7 images now" in str(source.check(shard))
-    (folder / "a.zip").unlink()
-    with pytest.raises(DataError, match=r"cannot read .*a\.zip"):
+    (folder / "a.cbz").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.cbz"):
         source.check(shard)
 
 
 def test_the_stages_of_the_page_filter_and_change(tmp_path: Path) -> None:
-    source = open_source({"zip": str(fill(tmp_path / "zips")), "image_key": "jpg"})
+    source = open_source({"cbz": str(fill(tmp_path / "zips")), "image_key": "jpg"})
     stages = load_stages(["stages:only_captioned", "stages:lower_case"])
     shards, _ = embed(tmp_path / "out", source, [], stages)
     verdict = verify(tmp_path / "out", {one.id: one.images for one in shards})
@@ -158,7 +158,7 @@ def test_the_stages_of_the_page_filter_and_change(tmp_path: Path) -> None:
 COMPOSED = """
 import sys
 from lora_clip.sources.registry import SOURCES, Registration
-SOURCES["zip"] = Registration("zip", "/path/to/zips", "zip_source:ZipSource")
+SOURCES["cbz"] = Registration("cbz", "/path/to/comics", "cbz_source:CbzSource")
 from hydra import compose, initialize_config_dir
 from lora_clip import config
 config.register()
@@ -171,7 +171,7 @@ print(open_source(made.data))
 
 
 def test_the_registry_line_is_all_that_the_configuration_needs() -> None:
-    command = [sys.executable, "-c", COMPOSED, str(PROJECT / "conf"), "data=zip", "data.zip=/z"]
+    command = [sys.executable, "-c", COMPOSED, str(PROJECT / "conf"), "data=cbz", "data.cbz=/z"]
     search = os.pathsep.join([str(PROJECT / "examples"), str(PROJECT / "src")])
     found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": search})
-    assert found.stdout == "ZipSource(location='/z', image_keys=None)\n", found.stderr
+    assert found.stdout == "CbzSource(location='/z', image_keys=None)\n", found.stderr

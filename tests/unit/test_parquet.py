@@ -170,11 +170,11 @@ def test_ranges_that_follow_one_another_go_on_where_the_last_ended(
     (shard,) = shards(str(pictures(tmp_path / "a.parquet", group=100)))
     whole = read(shard)
 
-    def noting(path: str) -> RangeReader:
+    def noted(path: str) -> RangeReader:
         opened.append(path)
         return open_ranges(path)
 
-    monkeypatch.setattr("lora_clip.sources.parquet_file.open_ranges", noting)
+    monkeypatch.setattr("lora_clip.sources.parquet_file.open_ranges", noted)
     assert [*read(shard, 0, 3), *read(shard, 3, 7), *read(shard, 7, 9)] == whole[:9]
     assert len(opened) == 1
     first = ParquetSource(shard.path).read(shard, WorkRange(0, 9, 10))

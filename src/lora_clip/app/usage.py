@@ -46,7 +46,7 @@ What can be typed after `lora-clip embed`, as `key=value`. This page is made fro
 - `null` stands for nothing, `[a,b]` is a list. A value with one of `{{ }} [ ] ( ) , : =` or a blank in it goes into two
   pairs of quotes: `'data.shards="/data/{{00000..00056}}.tar"'`.
 - `debug=small`: {small}.
-- A source of your own may take a key that the schema lacks, with a plus: `+data.zip=/data/zips`.
+- A source of your own may take a key that the schema lacks, with a plus: `+data.cbz=/data/comics`.
 - A key that does not exist, or a value that its key does not take, is one message and exit status 2.
 
 {tables}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from lora_clip.io.ranges import RangeReader
 
@@ -29,6 +30,12 @@ class RangeFile(io.RawIOBase):
             raise
         self._position += len(data)
         return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with the next bytes; how many there were."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position, counted from the start, from here or from the end."""

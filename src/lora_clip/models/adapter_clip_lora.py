@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from lora_clip.errors import AdapterError
+
+if TYPE_CHECKING:
+    import torch
 
 CONVERT = """\
 import json, sys, torch

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import string
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,7 +128,7 @@ class CleaningTokenizer:
 
 def clean(text: str, how: str) -> str:
     """A text as open_clip cleans it: `whitespace`, `lower`, or `canonicalize`, which drops punctuation too."""
-    text = html.unescape(html.unescape(text))
+    text = unescape(unescape(text))
     if how == "canonicalize":
         text = text.replace("_", " ").translate(WITHOUT_PUNCTUATION)
     text = " ".join(text.split())

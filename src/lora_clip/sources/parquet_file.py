@@ -18,7 +18,7 @@ from lora_clip.errors import DataError
 from lora_clip.io.range_file import RangeFile
 from lora_clip.io.ranges import Stamp, open_ranges
 
-STEP_BYTES, MOST_ROWS = 8 << 20, 256
+STEP_BYTES, MOST_ROWS = 8 << 20, 2048
 BUFFER = 1 << 20
 MAGIC, TAIL = b"PAR1", 8
 MALFORMED = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError)

@@ -1,4 +1,4 @@
-"""Images in zip files: a source for `data.zip`, which names one zip file or a folder of them."""
+"""Pages of comics in .cbz files: a source for `data.cbz`, which names one file or a folder of them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from lora_clip.sources.base import Shard, listing_entry, numbered
 from lora_clip.sources.names import image_name, webdataset_extension
 from lora_clip.types import RawSample, WorkRange
 
-KIND = "zip"
+KIND = "cbz"
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 """What `zipfile` raises for one member that is broken, encrypted, or packed by a method that it does not know."""
 
 
 @dataclass(frozen=True)
-class ZipSource:
-    """A zip file is a shard; its images are in the order of its table of contents, captions beside them."""
+class CbzSource:
+    """A comic is a shard; its images are in the order of its table of contents, captions beside them."""
 
     location: str
     image_keys: tuple[str, ...] | None = None
 
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
-        """The zip files, sorted by path."""
+        """The comics, sorted by path."""
         root = Path(self.location).expanduser().absolute()
-        paths = sorted(root.rglob("*.zip")) if root.is_dir() else [root]
+        paths = sorted(root.rglob("*.cbz")) if root.is_dir() else [root]
         for shard_id, path, _ in numbered(map(str, paths), known):
             yield self._describe(shard_id, path)
 
@@ -49,7 +49,7 @@ class ZipSource:
                 yield RawSample(shard.id, position, key, path, image, extras)
 
     def check(self, shard: Shard) -> str | None:
-        """How the zip differs from what was embedded: by the names and sizes of its images."""
+        """How the comic differs from what was embedded: by the names and sizes of its images."""
         now = self._describe(shard.id, shard.path)
         return None if now.digest == shard.digest else f"has {now.images} images now, or others; {shard.images} then"
 
