@@ -21,6 +21,7 @@ from lora_clip.io import buckets, remote, retry, spool
 from lora_clip.io.ranges import open_ranges
 from lora_clip.io.retry import ChangedError
 from lora_clip.io.stamps import stamp_from
+from lora_clip.sources.base import counted
 from lora_clip.sources.expand import expand
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import WorkRange
@@ -82,7 +83,7 @@ def visit(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def samples(source: TarSource) -> list[Any]:
     return [
         (shard.id, sample.position, sample.key, sample.image, dict(sample.extras))
-        for shard in source.shards([])
+        for shard in (counted(source, shard) for shard in source.shards([]))
         for sample in source.read(shard, WorkRange(shard.id, 0, shard.images))
     ]
 

@@ -22,7 +22,7 @@ from lora_clip.io import http, remote, retry, spool
 from lora_clip.io.addresses import redacted, redacted_text, remember
 from lora_clip.io.ranges import open_ranges
 from lora_clip.io.retry import ChangedError, TransientError, pause, persist
-from lora_clip.sources.base import Shard
+from lora_clip.sources.base import Shard, counted
 from lora_clip.sources.expand import expand
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import RawSample, WorkRange
@@ -64,8 +64,12 @@ def images_of(found: Iterator[RawSample]) -> list[tuple[int, str, bytes, dict[st
     return [(one.position, one.key, one.image, dict(one.extras)) for one in found]
 
 
+def looked_into(source: TarSource) -> list[Shard]:
+    return [counted(source, shard) for shard in source.shards([])]
+
+
 def read_all(source: TarSource) -> list[list[tuple[int, str, bytes, dict[str, bytes]]]]:
-    return [images_of(source.read(shard, WorkRange(shard.id, 0, shard.images))) for shard in source.shards([])]
+    return [images_of(source.read(shard, WorkRange(shard.id, 0, shard.images))) for shard in looked_into(source)]
 
 
 # --- ranges ---
@@ -293,7 +297,7 @@ def shards(web: Web) -> list[Path]:
 def test_images_come_from_addresses_as_from_files(web: Web, shards: list[Path]) -> None:
     there, here = TarSource(web.url("{00000..00002}.tar")), TarSource(str(web.folder))
     assert read_all(there) == read_all(here)
-    found = list(there.shards([]))
+    found = looked_into(there)
     assert [shard.images for shard in found] == [7, 0, 60]
     again = list(map(Shard.from_json, map(Shard.to_json, found)))
     asked = sent(web)
@@ -311,7 +315,7 @@ def test_a_hostile_server_costs_no_image(web: Web, shards: list[Path]) -> None:
 
 def test_a_shard_that_changed_since_it_was_planned_is_an_error_and_no_reject(web: Web, shards: list[Path]) -> None:
     source = TarSource([web.url("00000.tar")])
-    (shard,) = source.shards([])
+    (shard,) = looked_into(source)
     remote._spools.clear()
     shards[0].write_bytes(tar_bytes({"a.jpg": b"1"}))
     with pytest.raises(DataError, match=r"cannot read shard http://.*00000.tar: it is not what it was"):
@@ -320,7 +324,7 @@ def test_a_shard_that_changed_since_it_was_planned_is_an_error_and_no_reject(web
 
 def test_another_version_of_the_same_names_and_sizes_is_another_shard(web: Web, shards: list[Path]) -> None:
     source = TarSource([web.url("00000.tar")])
-    (before,) = source.shards([])
+    (before,) = looked_into(source)
     data = bytearray(shards[0].read_bytes())
     data[600] ^= 1
     shards[0].write_bytes(data)
@@ -380,7 +384,7 @@ def test_two_addresses_that_only_a_secret_tells_apart_are_refused() -> None:
 def test_a_password_opens_the_file_and_is_written_nowhere(web: Web, shards: list[Path]) -> None:
     web.password = "me:very secret"
     source = TarSource([web.url("00000.tar?token=hidden", "me:very%20secret@")])
-    found = list(source.shards([]))
+    found = looked_into(source)
     samples = [*source.read(found[0], WorkRange(0, 0, 7))]
     assert len(samples) == 7 and web.requests[-1].query == "token=hidden"
     assert not any(word in f"{found} {samples}" for word in ("secret", "hidden", "me:"))

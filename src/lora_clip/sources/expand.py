@@ -36,7 +36,7 @@ def expand(patterns: Any, wanted: Wanted = TARS) -> list[str]:
 
 
 def as_list(patterns: Any) -> list[str]:
-    """What a key such as `data.shards` says, as a list of patterns."""
+    """What such a key says, as a list of patterns."""
     many = isinstance(patterns, Sequence) and not isinstance(patterns, str)
     return [str(pattern) for pattern in (patterns if many else [patterns])]
 
@@ -47,7 +47,7 @@ def _expand_one(pattern: str, wanted: Wanted) -> list[str]:
         return _files_below(pattern, wanted)
     if _exists(pattern):
         return [pattern]
-    urls = expand_braces(pattern, wanted)
+    urls = expand_braces(pattern, wanted.key)
     expanded = [path for url in urls for path in (_glob(url, wanted) if glob.has_magic(url) else [url])]
     missing = [path for path in expanded if not _exists(path)]
     if missing:

@@ -122,13 +122,12 @@ class TarSource:
             if earlier is not None and earlier.images != UNCOUNTED:
                 yield scan(shard_id, path, self.image_keys, earlier)
                 continue
-            has_note = self.image_keys is None and not is_remote(path)
-            noted = packed.shard(shard_id, Path(path)) if has_note else None
+            noted = None if self.image_keys or is_remote(path) else packed.shard(shard_id, Path(path))
             yield noted or _listed(shard_id, path)
 
     def count(self, shard: Shard) -> Shard:
         """The tar, its headers scanned. Raises DataError where it cannot be read, or is not what was listed."""
-        found = scan(shard.id, shard.path, self.image_keys)
+        found = scan(shard.id, shard.path, self.image_keys, listed=TarState.of(shard).stamp)
         if TarState.of(found).stamp != TarState.of(shard).stamp:
             raise DataError(f"{shard.path} was written to since this job began: type the same command again")
         return found
@@ -199,13 +198,19 @@ def _listed(shard_id: int, path: str) -> Shard:
         raise _unreadable(path, error) from error
 
 
-def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | None = None) -> Shard:
+def scan(
+    shard_id: int,
+    path: str,
+    keys: Sequence[str] | None,
+    earlier: Shard | None = None,
+    listed: Stamp | None = None,
+) -> Shard:
     """A tar's shape from its headers alone; an unchanged file that was scanned `earlier` is not read again.
 
     Raises DataError where the file cannot be opened.
     """
     try:
-        with open_ranges(path) as file:
+        with open_ranges(path, listed) as file:
             if earlier is not None and TarState.of(earlier).stamp == file.stamp:
                 return earlier
             survey = _Survey()

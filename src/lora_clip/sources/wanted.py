@@ -1,4 +1,4 @@
-"""Which files a key of the `data` group names, for messages and for folders of which only some files are meant."""
+"""Which files a key of the `data` group names, where it names folders."""
 
 from __future__ import annotations
 
