@@ -1,7 +1,6 @@
 """Whole numbers that all workers of a job share: how far the work was taken.
 
-One rank's workers are forks of one process and share memory; several ranks ask a store of rank 0, as torch's own
-process groups do.
+One rank's workers are forks of one process and share memory; several ranks ask the store of their process group.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import os
+import uuid
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Protocol
@@ -67,32 +67,38 @@ class SharedMemory:
 
 
 class Store:
-    """Counters of several ranks, held by rank 0; each process that asks, forks too, has a connection of its own."""
+    """Counters of several ranks, kept by a store of torch's; each process that asks, forks too, has its own connection.
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
+    `run` tells this run's numbers from those of another that the same store has served: torchrun's outlives a restart.
+    """
+
+    def __init__(self, host: str, port: int, run: str) -> None:
+        self.host, self.port, self.run = host, port, run
         self.held: AbstractContextManager[Any] = multiprocessing.get_context("fork").RLock()
         self._connection: tuple[int, TCPStore] | None = None
 
-    def __getstate__(self) -> tuple[str, int]:
-        return self.host, self.port
+    def __getstate__(self) -> tuple[str, int, str]:
+        return self.host, self.port, self.run
 
-    def __setstate__(self, state: tuple[str, int]) -> None:
+    def __setstate__(self, state: tuple[str, int, str]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
     def add(self, index: int, amount: int) -> int:
         """Add to a number; what it was before."""
         with self.held:
-            return self._store.add(str(index), amount) - amount
+            return self._store.add(self._key(index), amount) - amount
 
     def put(self, index: int, value: int) -> None:
         """Set a number."""
         with self.held:
-            self._store.set(str(index), str(value))
+            self._store.set(self._key(index), str(value))
 
     def peek(self, index: int) -> int:
         """What a number is now."""
         return self.add(index, 0)
+
+    def _key(self, index: int) -> str:
+        return f"lora_clip/{self.run}/{index}"
 
     @property
     def _store(self) -> TCPStore:
@@ -102,8 +108,13 @@ class Store:
         return self._connection[1]
 
 
-def serve_counters() -> tuple[TCPStore, Store]:
-    """A store in this process, which lives as long as the first of the two, and how the others reach it."""
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    served = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    return served, Store(host, served.port)
+def serve_counters() -> tuple[TCPStore | None, Store]:
+    """Counters for all ranks: in the store by which their process group met, whose port they all can reach.
+
+    Where there is none, in one of this process, which lives as long as the first of the two that are returned.
+    """
+    host, port, run = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), uuid.uuid4().hex
+    if host and port:
+        return None, Store(host, int(port), run)
+    served = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return served, Store("127.0.0.1", served.port, run)
