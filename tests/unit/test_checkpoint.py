@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models import edit_config, save_adapter, save_base
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.models.checkpoint import begin_digests, digests, file_digest, find_checkpoint, weights_digest
+from lora_clip.models.checkpoint import find_checkpoint
+from lora_clip.models.digests import begin_digests, digests, file_digest, weights_digest
 
 TITLE = "Adding `safetensors` variant of this model"
 

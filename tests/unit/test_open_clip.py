@@ -18,8 +18,9 @@ from helpers.images import encode, photo
 from helpers.models import PREFIX, edit_config, edit_weights, lowest_cosine, random_pixels, save_base, save_trained
 from helpers.open_clip_models import SIZE, edit_part, save
 from lora_clip.errors import ModelError
-from lora_clip.models.checkpoint import digests, file_digest, find_checkpoint
+from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip_tower import VisionTower
+from lora_clip.models.digests import digests, file_digest
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.generic import PlainTower
 from lora_clip.models.open_clip import clean

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 from helpers.images import encode, jpeg, photo
 from helpers.models import save_base
-from lora_clip.models.checkpoint import digests, find_checkpoint
+from lora_clip.models.checkpoint import find_checkpoint
+from lora_clip.models.digests import digests
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.preprocess import parse_spec
 from lora_clip.pixels.decode import orientation, prepare

@@ -24,7 +24,7 @@ from lora_clip.errors import DataError, LoraClipError, StorageError, TooManyReje
 from lora_clip.extras import SEARCH, require
 from lora_clip.io.addresses import redacted_text
 from lora_clip.io.process import end_with_parent, resume_collection
-from lora_clip.models.checkpoint import begin_digests
+from lora_clip.models.digests import begin_digests
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -13,8 +13,8 @@ from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
 from lora_clip.loading.catalog import RecordedShards
 from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
-from lora_clip.models.checkpoint import digests, tokenizer_digest
 from lora_clip.models.compute import dtype_name
+from lora_clip.models.digests import digests, tokenizer_digest
 from lora_clip.output.provenance import INPUTS
 from lora_clip.output.session import OutputSession
 from lora_clip.sources.base import Shard, Source, counted

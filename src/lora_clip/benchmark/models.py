@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_clip.demo import DEMO
 from lora_clip.io.atomic import temporary_name
-from lora_clip.models.checkpoint import TOKENIZER_FILES
+from lora_clip.models.hub import TOKENIZER_FILES
 from lora_clip.models.quiet import quiet_transformers
 
 RANDOM: dict[str, dict[str, Any]] = {

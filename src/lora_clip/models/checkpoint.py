@@ -1,44 +1,21 @@
-"""Where models lie: a folder, or a repository of the Hugging Face hub brought into its cache; safetensors only."""
+"""Which base and which adapter a run has, and in which folders they lie; safetensors only."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
-from lora_clip.io.addresses import is_remote
-from lora_clip.io.download import local_copy
-from lora_clip.io.process import cores
-from lora_clip.io.retry import words
 from lora_clip.models.adapter_clip_lora import CONVERT, config_of, is_of_clip_lora
 from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
+from lora_clip.models.digests import weights_digest
+from lora_clip.models.hub import ADAPTER_FILES, BASE_FILES, TOKENIZER_FILES, download
 
-BASE_FILES = (
-    OPEN_CLIP_CONFIG,
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "*.safetensors",
-    "*.index.json",
-)
-TOKENIZER_FILES = (
-    *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
-    *("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
-)
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 HUB = "hf-hub:"
 """What open_clip writes before the name of a repository."""
-CONVERSION_AUTHOR, CONVERSION_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
-HASHED_AT_ONCE = 1 << 25
-"""Bytes between two turns at Python's lock, which a thread that imports modules gives up every 5 ms only."""
-
-_begun: dict[Path, Future[str]] = {}
-"""The files of a run's models, which are hashed once, however many outputs there are."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +159,7 @@ def _base_folder(name: str) -> Path:
     name = name.removeprefix(HUB)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
+        folder = download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
     if (folder / "adapter_config.json").is_file():  # transformers would put that adapter onto the base, unasked
         raise ModelError(
             f"base {name} holds an adapter: give its folder as model.adapter=…, "
@@ -219,7 +196,7 @@ def _adapter_folder(name: str) -> Path:
             f"these lines, as a script, turn it into a .safetensors that is read (convert.py {name}):\n{CONVERT}"
         )
     if not folder.is_dir():
-        folder = _download(name, ADAPTER_FILES, "model.adapter")
+        folder = download(name, ADAPTER_FILES, "model.adapter")
     for file in ADAPTER_FILES:
         if not (folder / file).is_file():
             raise AdapterError(
@@ -232,111 +209,3 @@ def _adapter_folder(name: str) -> Path:
 def _files(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     return f"found {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "the folder is empty"
-
-
-def _download(name: str, patterns: Sequence[str], key: str) -> Path:
-    """A hub repository's files in the local cache; `name@revision` takes a branch, tag or commit.
-
-    Where a repository has no safetensors, the hub's conversion is taken, unless a revision is named.
-    """
-    if is_remote(name):
-        return _copied(name, patterns, key)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    repository, _, revision = name.partition("@")
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(patterns), revision=revision or None))
-        if not any(folder.glob("*.safetensors")) and not revision and (converted := _conversion(name)):
-            folder = Path(snapshot_download(name, allow_patterns=list(patterns), revision=converted))
-    except HFValidationError as error:
-        raise ModelError(f"{key}={name}: no such folder, and no name of a hub repository either") from error
-    except Exception as error:
-        raise ModelError(
-            f"{key}={name}: no such folder, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        ) from error
-    return folder
-
-
-def _copied(name: str, patterns: Sequence[str], key: str) -> Path:
-    """The files of a folder in a bucket, in the local cache."""
-    try:
-        return local_copy(name, patterns)
-    except FileNotFoundError as error:
-        raise ModelError(f"{key}={name}: no such folder, or none of the files in it that a model has") from error
-    except OSError as error:
-        raise ModelError(f"{key}={name}: {words(error)}") from error
-
-
-def _conversion(name: str) -> str | None:
-    """The revision of the hub's automatic conversion to safetensors, which transformers would use as well."""
-    from huggingface_hub import get_repo_discussions
-
-    for discussion in get_repo_discussions(name, author=CONVERSION_AUTHOR):
-        if discussion.is_pull_request and discussion.title == CONVERSION_TITLE:
-            return f"refs/pr/{discussion.num}"
-    return None
-
-
-def digests(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What tells one model from another: SHA-256 of the weights and configs of base and adapter."""
-    base, each = checkpoint.base_folder, [_adapter_digests(part.folder) for part in checkpoint.adapters]
-    adapter: dict[str, Any] | None = each[0] if each else None
-    if checkpoint.is_sum:
-        weighted = [{"weight": part.weight, **one} for part, one in zip(checkpoint.parts, each, strict=True)]
-        adapter = {"sum": sorted(weighted, key=lambda one: (one["weights"], one["config"] or "", one["weight"]))}
-    return {"base": {"weights": weights_digest(base), "config": file_digest(config_file(base))}, "adapter": adapter}
-
-
-def _adapter_digests(folder: Path) -> dict[str, Any]:
-    if is_of_clip_lora(folder):
-        return {"weights": file_digest(folder), "config": None}
-    return {
-        "weights": file_digest(folder / "adapter_model.safetensors"),
-        "config": file_digest(folder / "adapter_config.json"),
-    }
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 over the files of a base model's tokenizer, in the order of their names."""
-    names = sorted({path.name for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
-    return hashlib.sha256("".join(f"{name} {file_digest(folder / name)}\n" for name in names).encode()).hexdigest()
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over a folder's safetensors files, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in _weights(folder):
-        digest.update(bytes.fromhex(file_digest(path)))
-    return digest.hexdigest()
-
-
-def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
-def begin_digests(checkpoints: Iterable[Checkpoint]) -> None:
-    """Hash the weights of models in threads of their own: modules can be imported meanwhile, which takes one core."""
-    files = {path for one in checkpoints for folder in _folders(one) for path in _weights(folder)}
-    if files:
-        threads = ThreadPoolExecutor(cores(), "digest")
-        _begun.update({path: threads.submit(_digest, path) for path in sorted(files)})
-        threads.shutdown(wait=False)
-
-
-def _folders(checkpoint: Checkpoint) -> list[Path]:
-    return [checkpoint.base_folder, *(part.folder for part in checkpoint.adapters)]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return _begun[path].result() if path in _begun else _digest(path)
-
-
-def _digest(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(min(HASHED_AT_ONCE, path.stat().st_size + 1))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()

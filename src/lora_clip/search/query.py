@@ -12,7 +12,8 @@ from PIL import Image
 
 from lora_clip.errors import ModelError, OutputError
 from lora_clip.models.base import Embedder
-from lora_clip.models.checkpoint import digests, find_checkpoint
+from lora_clip.models.checkpoint import find_checkpoint
+from lora_clip.models.digests import digests
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.pixels.decode import fit, prepare
 

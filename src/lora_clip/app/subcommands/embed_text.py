@@ -66,7 +66,7 @@ def embed(
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
     """The embeddings (N, D), and what made them: names and SHA-256 of base and adapter."""
     from lora_clip.api import InCodeEmbedder, load_embedder
-    from lora_clip.models.checkpoint import digests
+    from lora_clip.models.digests import digests
     from lora_clip.models.embedder import MergedEmbedder
     from lora_clip.search import open_output
 
