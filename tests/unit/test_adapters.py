@@ -41,7 +41,8 @@ from lora_clip.models.adapters import attach_text, merge, summarise
 from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip import Clip
 from lora_clip.models.clip_tower import VisionTower
-from lora_clip.models.embedder import LoadedImages, MergedEmbedder
+from lora_clip.models.embedder import MergedEmbedder
+from lora_clip.models.vision import LoadedImages
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"]},

@@ -109,7 +109,7 @@ def test_another_dtype_runs_where_it_is_close_enough(clip: tuple[Case, Path], mo
     assert embedder.captions.note is None and found_ND.dtype == torch.float32
     assert 0.999 <= lowest_cosine(found_ND, case.embedded_texts(base, None, CAPTIONS)) < 0.9999999
     other = MergedEmbedder(find_checkpoint(str(base), None), Compute(torch.bfloat16, batch_size=4)).load()
-    monkeypatch.setattr("lora_clip.models.embedder.least_cosine", lambda dtype: 0.9999 if dtype.itemsize == 4 else 1.0)
+    monkeypatch.setattr("lora_clip.models.captions.least_cosine", lambda dtype: 0.9999 if dtype.itemsize == 4 else 1.0)
     assert other.captions.note == "the text tower computes in float32, since it differs too much in bfloat16"
     assert torch.equal(other.captions.encoder(CAPTIONS), captions_of(base)(CAPTIONS))
 

@@ -28,7 +28,8 @@ from lora_clip.models.checkpoint import find_checkpoint
 from lora_clip.models.clip import Clip
 from lora_clip.models.clip_tower import VisionTower
 from lora_clip.models.compute import Compute, dtype_name, resolve_dtype
-from lora_clip.models.embedder import Bases, MergedEmbedder
+from lora_clip.models.embedder import MergedEmbedder
+from lora_clip.models.merging import Bases
 from lora_clip.models.proof import ENOUGH, Proof, prove
 from lora_clip.output.notes import RunNotes, add_notes, lowest_proof, read_notes
 from lora_clip.sources.tar import TarSource

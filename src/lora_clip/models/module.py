@@ -12,7 +12,8 @@ import torch
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import Compute
-from lora_clip.models.embedder import Bases, MergedEmbedder
+from lora_clip.models.embedder import MergedEmbedder
+from lora_clip.models.merging import Bases
 from lora_clip.models.proof import Proof, own_images
 from lora_clip.types import EmbeddedBatch, PixelBatch, WorkRange
 
