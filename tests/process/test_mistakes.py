@@ -59,7 +59,7 @@ MISTAKES = {
     "a folder without images": (["data=folder", "data.folder=empty"], ["no image", "empty"]),
     "shards and folder": (["data.folder=shards", "data.shards=shards"], ["both", "data.shards", "data.folder"]),
     "a pipe": (["data=shards", "data.shards='pipe:touch harm'"], ["pipe:", "not allowed"]),
-    "a remote tar": (["data=shards", "data.shards=s3://bucket/0.tar"], ["s3://bucket/0.tar", "local"]),
+    "a remote tar": (["data=shards", "data.shards=s3://bucket/0.tar"], ["s3://bucket/0.tar", "credentials"]),
     "no image": (["data=shards", "data.shards=none.tar"], ["no image", "none.tar"]),
     "no such adapter": (["model.adapter=nowhere"], ["nowhere", "adapter"]),
     "a folder that is no adapter": (["model.adapter=shards"], ["adapter_config.json"]),
