@@ -26,11 +26,12 @@ CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
     "data.folder": None, "data.parquet": None, "data.list": None, "data.zip": None,
     "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
-    "data.decode": "exact", "data.orientation": "ignore", "data.image_key": None, "data.stages": [],
+    "data.decode": "exact", "data.decode_seconds": 120, "data.orientation": "ignore",
+    "data.image_key": None, "data.stages": [],
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
-    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False,
+    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False, "verify": "sample",
     "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
@@ -192,6 +193,7 @@ REFUSED = {
     """pairs of quotes: 'output_dir="…"'""",
     "resume=perhaps": "resume=perhaps: give true or false",
     "max_reject_fraction=2": "max_reject_fraction=2: give a number from 0 to 1",
+    "verify=all": "verify=all: give sample or full",
     "~trainer.devices": "trainer.devices is not given: type trainer.devices=…",
     "data.batchsize=3": "unknown key data.batchsize: did you mean data.batch_size?",
     "limit=3": "unknown key limit: did you mean data.limit?",
