@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from lora_clip.benchmark.scale import Cluster, Simulation
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "scale.py"
-SMALL = {"ranks": 70, "workers": 2, "shards": 400, "images": 2000, "stuck": 0.0}
+SMALL = Cluster(ranks=70, workers=2, shards=400, images=2000, stuck=0.0, restart=1.0)
 
 
 def committed(simulation: Simulation) -> bool:
@@ -23,7 +24,7 @@ def committed(simulation: Simulation) -> bool:
 
 @pytest.mark.parametrize(("deaths", "alone"), [(0, False), (3, False), (3, True)])
 def test_everything_is_embedded_whoever_dies(deaths: int, alone: bool) -> None:
-    simulation = Simulation(Cluster(**SMALL, deaths=deaths, alone=alone, restart=1.0))
+    simulation = Simulation(replace(SMALL, deaths=deaths, alone=alone))
     outcome = simulation.run()
     assert committed(simulation)
     assert outcome.rounds == (1 if not deaths else deaths + 1 if not alone else 2)
@@ -33,13 +34,13 @@ def test_everything_is_embedded_whoever_dies(deaths: int, alone: bool) -> None:
 def test_the_store_is_asked_a_few_times_a_range_however_many_ranks_there_are() -> None:
     asked = []
     for ranks in (70, 280):
-        simulation = Simulation(Cluster(**SMALL | {"ranks": ranks, "shards": 8 * ranks}))
+        simulation = Simulation(replace(SMALL, ranks=ranks, shards=8 * ranks))
         asked.append(simulation.run().requests / sum(map(len, simulation.done.values())))
     assert asked[1] < 1.5 * asked[0]
 
 
 def test_ranks_of_unequal_speed_lose_little() -> None:
-    outcome = Simulation(Cluster(**SMALL | {"shards": 4000}, slow=0.3)).run()
+    outcome = Simulation(replace(SMALL, shards=4000, slow=0.3)).run()
     assert outcome.efficiency > 0.9
 
 
