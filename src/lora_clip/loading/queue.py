@@ -8,8 +8,9 @@ that all end together. The borders of batches are the plan's, whoever takes them
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from lora_clip.loading.counters import Counters
@@ -19,7 +20,10 @@ from lora_clip.types import UNCOUNTED, WorkRange
 IMAGES_PER_RANGE = 1024
 """At most so many images are committed at once, and lost at most by a worker that dies."""
 WAIT = 0.02
-"""Seconds between two looks at a shard that another worker is just counting."""
+"""Seconds between two looks at a shard that another worker is just counting; longer where very many workers look."""
+LOOKED_AT = (8, 64, 512)
+"""At so many ranks or workers a worker looks, drawn at random, to find the one with most left; at more only where those
+have nothing. All of thousands would be too many questions to the one store that all of them ask."""
 
 
 class WorkQueue(Protocol):
@@ -102,7 +106,11 @@ class SharedQueue:
         with self._counters.held:
             at = self._counters.add(self._index.taken(gap), size)
             if at >= length:
+                if not length and not at:
+                    self._counters.add(Indices.FINISHED, 1)
                 return None
+            if at + size >= length:
+                self._counters.add(Indices.FINISHED, 1)
             found = WorkRange(work.shard, work.start + at, work.start + min(at + size, length))
             self._note(found)
             return found
@@ -133,42 +141,67 @@ class SharedQueue:
     def _start_held(self) -> int | None:
         self._counters.add(Indices.SEEKING, 1)
         try:
-            for rank in self._ranks():
-                start, stop = self._plan.runs[rank]
-                gap = start + self._counters.add(self._index.started(rank), 1)
-                if gap < stop:
-                    self._counters.add(Indices.STARTED, 1)
-                    self._counters.put(self._index.current(self._number), gap + 1)
+            if (gap := self._start_in(self._rank)) is not None:
+                return gap
+            while self._counters.peek(Indices.STARTED) < len(self._plan.gaps):
+                rank = self._fullest()
+                if rank is None:
+                    return None
+                if (gap := self._start_in(rank)) is not None:
                     return gap
             return None
         finally:
             self._counters.add(Indices.SEEKING, -1)
 
-    def _ranks(self) -> list[int]:
-        """The own rank, then those that have something left to start, most first."""
-        left = {
-            rank: stop - start - self._counters.peek(self._index.started(rank))
-            for rank, (start, stop) in enumerate(self._plan.runs)
-        }
-        others = sorted((rank for rank in left if rank != self._rank and left[rank] > 0), key=lambda rank: -left[rank])
-        return [self._rank, *others] if left[self._rank] > 0 else others
+    def _start_in(self, rank: int) -> int | None:
+        start, stop = self._plan.runs[rank]
+        gap = start + self._counters.add(self._index.started(rank), 1)
+        if gap >= stop:
+            return None
+        self._counters.add(Indices.STARTED, 1)
+        self._counters.put(self._index.current(self._number), gap + 1)
+        return gap
+
+    def _fullest(self) -> int | None:
+        """The rank with most left to start, of some; of all only where those have nothing."""
+        for ranks in _drawn(self._index.ranks):
+            left = {rank: self._not_started(rank) for rank in ranks}
+            if left and left[most := max(left, key=left.__getitem__)] > 0:
+                return most
+        return None
+
+    def _not_started(self, rank: int) -> int:
+        start, stop = self._plan.runs[rank]
+        return stop - start - self._counters.peek(self._index.started(rank)) if start < stop else 0
 
     def _help(self) -> int | None:
-        """The gap under way of which most is left; None where nothing is."""
+        """The gap under way of which most is left, as far as was looked; None where nothing is."""
         while True:
             settling = self._counters.peek(Indices.SEEKING) > 0
-            left, uncounted = self._under_way()
+            started = self._counters.peek(Indices.STARTED)
+            if not settling and self._counters.peek(Indices.FINISHED) >= started:
+                return None
+            left, uncounted = self._looked_for()
             if left:
                 return max(left, key=left.__getitem__)
             if not (settling or uncounted):
                 return None
-            time.sleep(WAIT)
+            time.sleep(WAIT * max(1, self._index.workers / LOOKED_AT[-1]))
 
-    def _under_way(self) -> tuple[dict[int, int], bool]:
+    def _looked_for(self) -> tuple[dict[int, int], bool]:
+        left: dict[int, int] = {}
+        uncounted = False
+        for workers in _drawn(self._index.workers):
+            left, uncounted = self._under_way(workers)
+            if left:
+                break
+        return left, uncounted
+
+    def _under_way(self, workers: Iterable[int]) -> tuple[dict[int, int], bool]:
         """How much is left of the gaps that workers are at, and whether one of them is still being counted."""
         left: dict[int, int] = {}
         uncounted = False
-        for worker in range(self._index.workers):
+        for worker in workers:
             gap = self._counters.peek(self._index.current(worker)) - 1
             if gap < 0 or gap in left:
                 continue
@@ -179,10 +212,23 @@ class SharedQueue:
         return left, uncounted
 
 
+def _drawn(count: int) -> Iterator[Sequence[int]]:
+    """A few of so many numbers, then more; in the end all, unless those are very many.
+
+    Nothing is left undone where none is found in those: whoever began a gap goes on with it.
+    """
+    for few in LOOKED_AT:
+        if few < count:
+            yield random.sample(range(count), few)
+    if count <= LOOKED_AT[-1]:
+        yield range(count)
+
+
 class Indices:
     """Which counter is which."""
 
-    STARTED, SEEKING, FIRST = 0, 1, 2
+    STARTED, SEEKING, FINISHED, FIRST = 0, 1, 2, 3
+    """Gaps begun; workers that look for one to begin; gaps of which everything is taken; the first of the others."""
 
     def __init__(self, plan: Plan) -> None:
         self.ranks, self.workers, self.gaps = len(plan.runs), len(plan.runs) * plan.workers, len(plan.gaps)

@@ -86,6 +86,9 @@ def read_inputs(root: Path) -> list[dict[str, Any]]:
     """The shards of earlier runs, as `write_inputs` recorded them; none for a fresh directory."""
     path = root / INPUTS
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        with path.open("rb") as lines:  # one after the other: the file of a hundred thousand shards is large
+            return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
     except ValueError as error:
         raise OutputError(f"{path} is damaged ({error}): use another output_dir, or resume=false") from error

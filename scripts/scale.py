@@ -1,0 +1,361 @@
+"""What a job costs before its first image and after its last, over many shards: made-up ones, measured on this machine.
+
+python scripts/scale.py shards 1000 10000 100000     outputs of 10,000 rows a shard: planning, resuming, verifying
+python scripts/scale.py folder 1000000               names of so many files in a folder: listing, planning, sending
+python scripts/scale.py store 1 2 4 8                requests a second of the counters' store, by asking processes
+python scripts/scale.py start                        1,000,000 images in 200 tars against 1,000 in one
+
+Tars are sparse files and the outputs' files hard links to a few, so that a billion rows fit on a small disk. Each case
+runs in a process of its own: seconds (of its CPU, and by the clock) of each step, and the most memory held so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from lora_clip.app import planning
+from lora_clip.loading.counters import serve_counters
+from lora_clip.loading.plan import Plan, make_plan
+from lora_clip.output import provenance
+from lora_clip.output.layout import Layout
+from lora_clip.output.ledger import CommittedRange
+from lora_clip.output.session import OutputSession
+from lora_clip.output.tables import METADATA_SCHEMA, row_table, write_table
+from lora_clip.output.verify import verify
+from lora_clip.sources.base import Source
+from lora_clip.sources.folder import FolderSource
+from lora_clip.sources.tar import TarSource
+from lora_clip.types import ImageRow
+
+ROWS, WIDTH = 10_000, 512
+TAR_BYTES = 300_000_000
+RANKS = 64
+LINKS = 30_000
+"""Names of one file: file systems allow some ten thousands."""
+FULLY = 200
+"""Shards that are verified with all their bytes; the time for more is reckoned from these."""
+FINGERPRINT = {"made": "up"}
+SECONDS = 3.0
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*CASES, *BY_NAME])
+    parser.add_argument("sizes", type=int, nargs="*")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where to make things up")
+    given = parser.parse_args()
+    if given.what in BY_NAME:
+        BY_NAME[given.what](given.folder, *given.sizes)
+        return
+    for size in given.sizes:
+        CASES[given.what](given.folder, size)
+
+
+# --- shards ---
+
+
+def shards(folder: Path, count: int) -> None:
+    """A fresh job, one that was cut off at half, and a finished output, each in a process of its own."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="scale-") as made:
+        tars, output = Path(made, "tars"), Path(made, "output")
+        make_tars(tars, count)
+        for case, done in (("fresh", 0), ("half", count // 2), ("finished", count)):
+            make_output(output, tars, count, done)
+            _alone(f"{count:,} shards, {case}", case, output, tars)
+            shutil.rmtree(output)
+
+
+def make_tars(folder: Path, count: int) -> None:
+    """A real tar of one image, and then sparse files."""
+    folder.mkdir()
+    with tarfile.open(folder / "000000.tar", "w") as tar:
+        _add(tar, "000000000.jpg", b"no image, but named like one")
+    for number in range(1, count):
+        with (folder / f"{number:06d}.tar").open("wb") as file:
+            file.truncate(TAR_BYTES + number)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def make_output(root: Path, tars: Path, count: int, done: int) -> None:
+    """An output of which the first `done` shards are committed; without any there is none."""
+    if not done:
+        return
+    layout = Layout(root)
+    root.mkdir()
+    provenance.write_fingerprint(root, FINGERPRINT)
+    provenance.write_inputs(root, (_record(tars, number) for number in range(count)))
+    checksums, sizes = _link_files(layout, done)
+    (root / "ranks").mkdir()
+    for rank in range(RANKS):
+        mine = range(rank, done, RANKS)
+        entries = [
+            CommittedRange(n, 0, ROWS, ROWS, 0, checksums, True, 9.5, f"2026-01-01T{n:09d}", sizes) for n in mine
+        ]
+        text = "".join(json.dumps(vars(entry)) + "\n" for entry in entries)
+        (root / "ranks" / f"rank_{rank:05d}.jsonl").write_text(text)
+    if done == count:
+        (root / "manifest.json").write_text(json.dumps({"format": "lora_clip 2", "rows": ROWS * count}))
+
+
+def _record(tars: Path, number: int) -> dict[str, Any]:
+    path = tars / f"{number:06d}.tar"
+    points = [[at, at * 30_000] for at in range(0, ROWS, 256)]
+    state = {"stamp": [path.stat().st_size, path.stat().st_mtime_ns], "seek_points": points, "scattered": False}
+    about = {
+        "id": number,
+        "kind": "tar",
+        "path": str(path),
+        "images": ROWS,
+        "bytes": TAR_BYTES,
+        "digest": f"{number:064d}",
+    }
+    return {**about, "extensions": {"jpg": ROWS}, "left_out": {}, "state": state, "wanted": ROWS}
+
+
+def _link_files(layout: Layout, done: int) -> tuple[dict[str, str], dict[str, int]]:
+    """The files of the shards: a few real ones, sound in themselves, under many names."""
+    contents = {"metadata": _metadata(), "img_emb": _embeddings()}
+    for kind, content in contents.items():
+        (layout.root / kind).mkdir()
+        for number in range(done):
+            path = layout.path(kind, number)
+            if number % LINKS:
+                path.hardlink_to(layout.path(kind, number - number % LINKS))
+            else:
+                path.write_bytes(content)
+    sums = {kind: sha256(content).hexdigest() for kind, content in contents.items()}
+    return sums, {kind: len(content) for kind, content in contents.items()}
+
+
+def _metadata() -> bytes:
+    file = io.BytesIO()
+    rows = [ImageRow(f"/data/{n:09d}.jpg", f"{n:09d}", 0, n, 500, 375, "a caption", None, None) for n in range(ROWS)]
+    write_table([row_table(rows)], METADATA_SCHEMA, file)
+    return file.getvalue()
+
+
+def _embeddings() -> bytes:
+    file = io.BytesIO()
+    rows_ND = np.random.default_rng(0).standard_normal((ROWS, WIDTH), np.float32)
+    np.save(file, (rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)).astype(np.float16))
+    return file.getvalue()
+
+
+def _alone(title: str, case: str, *paths: Path) -> None:
+    """Run a case in a process of its own, so that its peak of memory is its own."""
+    print(f"\n{title}", flush=True)
+    command = [
+        sys.executable,
+        "-c",
+        f"import scale; from pathlib import Path; scale.{case}(*map(Path, {[*map(str, paths)]}))",
+    ]
+    subprocess.run(command, cwd=Path(__file__).parent, check=True)
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Tell what a step took."""
+    cpu, clock = time.process_time(), time.perf_counter()
+    yield
+    cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+    print(f"  {name:<34} {cpu:8.2f} s CPU {clock:8.2f} s {_peak():8,.0f} MiB at most so far", flush=True)
+
+
+def _peak() -> float:
+    """MiB that this program held at most; `getrusage` would tell of what its parent held too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def fresh(root: Path, tars: Path) -> None:
+    """A job from nothing to the plan that is sent."""
+    _begin(root, TarSource(str(tars)))
+
+
+def half(root: Path, tars: Path) -> None:
+    """The same after half was done."""
+    _begin(root, TarSource(str(tars)))
+
+
+def _begin(root: Path, source: Source) -> None:
+    with step("imports"):
+        pass
+    with step("snapshot of the output"):
+        session = OutputSession(root, resume=True).__enter__()
+    with step("survey: list, compare"):
+        one = planning.survey(cast(Any, None), session, FINGERPRINT, source, None, ())
+    with step("begin and recover"):
+        done = planning.begin(one, one.inventory)
+    with step("plan"):
+        plan = make_plan(one.inventory, done, ranks=RANKS, workers=16, batch_size=256)
+    with step("write down what is sent"):
+        sent = pickle.dumps(_to_send(plan, root))
+    print(f"  {len(plan.gaps):,} gaps; {len(sent) / 2**20:.2f} MiB are sent to each rank")
+    session.__exit__(None, None, None)
+
+
+def _to_send(plan: Plan, root: Path) -> Plan:
+    job = planning.Job([cast(Any, _Rooted(root))], cast(Any, None), plan, cast(Any, _Ranks()), 0)
+    return job.to_send()
+
+
+class _Ranks:
+    ranks = RANKS
+
+
+class _Rooted:
+    def __init__(self, root: Path) -> None:
+        self.session = self
+        self.root = root
+
+
+def finished(root: Path, tars: Path) -> None:
+    """The same command again over a finished output: by presence; and some of it verified in full."""
+    with step("imports"):
+        pass
+    with step("snapshot of the output"):
+        session = OutputSession(root, resume=True).__enter__()
+    with step("survey: list, compare"):
+        one = planning.survey(cast(Any, None), session, FINGERPRINT, TarSource(str(tars)), None, ())
+    with step("begin and recover"):
+        planning.begin(one, one.inventory)
+    with step("conclude: verify by presence"):
+        verdict = session.conclude(one.wanted, embedded=False)
+    print(f"  {'sound' if verdict.sound else verdict.problems[:3]}: {verdict.rows:,} rows, {verdict.shards:,} shards")
+    session.__exit__(None, None, None)
+    few = dict(list(one.wanted.items())[:FULLY])
+    before = time.process_time()
+    with step(f"verify {len(few)} of them in full"):
+        verify(root, few)
+    each = (time.process_time() - before) / len(few)
+    print(f"  about, for all: {each * len(one.wanted) / 3600:.2f} hours of CPU time ({1e3 * each:.1f} ms a shard)")
+
+
+# --- folder ---
+
+
+def folder_of(folder: Path, count: int) -> None:
+    """So many files, empty ones, in folders of a thousand: a fresh job, and the same command again."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="scale-") as made:
+        files, output = Path(made, "files"), Path(made, "output")
+        for number in range(count):
+            if not number % 1000:
+                (holder := files / f"{number // 1000:06d}").mkdir(parents=True)
+            (holder / f"photograph-{number:09d}.jpg").touch()
+        _alone(f"{count:,} files in a folder, fresh", "files", output, files)
+
+
+def files(root: Path, folder: Path) -> None:
+    """A job over a folder from nothing to the plan that is sent."""
+    _begin(root, FolderSource(str(folder)))
+
+
+# --- the store ---
+
+
+def store(folder: Path, *clients: int) -> None:
+    """Requests a second of one store, which all its clients together get."""
+    served, counters = serve_counters()
+    context = multiprocessing.get_context("fork")
+    for number in clients or (1, 2, 4, 8):
+        told = context.SimpleQueue()
+        asking = [context.Process(target=_ask, args=(counters, told)) for _ in range(number)]
+        for one in asking:
+            one.start()
+        asked = sum(told.get() for _ in asking)
+        for one in asking:
+            one.join()
+        print(f"{number:4} processes: {asked / SECONDS:10,.0f} requests a second", flush=True)
+    del served
+
+
+def _ask(counters: Any, told: Any) -> None:
+    counters.add(0, 1)
+    asked, until = 0, time.perf_counter() + SECONDS
+    while time.perf_counter() < until:
+        counters.add(0, 1)
+        asked += 1
+    told.put(asked)
+
+
+# --- start ---
+
+
+def start(folder: Path, images: int = 1_000_000, tars: int = 200) -> None:
+    """From the listing to the first batch's work, and the shard counted that it lies in."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="scale-") as made:
+        many, one = Path(made, "many"), Path(made, "one")
+        for place, count in ((many, tars), (one, 1)):
+            place.mkdir()
+            each = images // tars if place == many else 1000
+            for number in range(count):
+                _tiny_tar(place / f"{number:06d}.tar", number * each, each)
+        for _ in range(3):
+            _alone(f"{images:,} images in {tars} tars", "first", Path(made, "output"), many)
+            _alone("1,000 images in one", "first", Path(made, "output"), one)
+
+
+def _tiny_tar(path: Path, first: int, count: int) -> None:
+    image = _tiny()
+    with tarfile.open(path, "w") as tar:
+        for number in range(first, first + count):
+            _add(tar, f"{number:09d}.jpg", image)
+
+
+def _tiny() -> bytes:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+def first(root: Path, tars: Path) -> None:
+    """A fresh job up to the pixels of its first batch, in this process."""
+    from lora_clip.loading.catalog import Catalog
+    from lora_clip.loading.counters import SharedMemory
+    from lora_clip.loading.queue import Indices, SharedQueue
+    from lora_clip.types import WorkRange
+
+    source = TarSource(str(tars))
+    with step("start"), OutputSession(root, resume=True) as session:
+        one = planning.survey(cast(Any, None), session, FINGERPRINT, source, None, ())
+        plan = make_plan(one.inventory, planning.begin(one, one.inventory), ranks=1, workers=1, batch_size=256)
+        catalog = Catalog(source, plan.shards)
+        queue = SharedQueue(plan, SharedMemory(len(Indices(plan))), 0, 0, catalog.images)
+        work = queue.next()
+        assert work is not None
+        batch = WorkRange(work.shard, work.start, work.start + 256)
+        assert len(list(source.read(catalog[work.shard], batch))) == 256
+    shutil.rmtree(root)
+
+
+CASES: dict[str, Callable[[Path, int], None]] = {"shards": shards, "folder": folder_of}
+BY_NAME: dict[str, Callable[..., None]] = {"store": store, "start": start}
+
+if __name__ == "__main__":
+    main()
