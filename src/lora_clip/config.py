@@ -129,6 +129,8 @@ ComputeType = Annotated[
     ),
 ]
 LoggerOf = Annotated[Any, Takes("one of conf/logger/, or null", either(NULL, has_target))]
+SAMPLE, FULL = "sample", "full"
+Verification = Annotated[Any, Takes("sample or full", one_of(SAMPLE, FULL))]
 OutputType = Annotated[Any, Takes("float16 or float32", one_of("float16", "float32"))]
 
 
@@ -141,7 +143,7 @@ class Data:
 
     shards: Annotated[
         Shards,
-        "WebDataset shards: a folder of tars, a path, a glob, a brace pattern, or a list of these",
+        "WebDataset shards: a folder of tars, a path, an address (s3://…), a glob, a brace pattern, or a list of these",
         "the demo's",
     ] = None
     folder: Annotated[FolderOrNull, "a folder of images, at any depth, in place of shards"] = None
@@ -244,6 +246,10 @@ class Config:
         LoggerOf, "where the figures of the run go while it runs: one of Lightning's loggers; null: nowhere"
     ] = None
     index: Annotated[Flag, "true: build an index for searching when all is embedded"] = False
+    verify: Annotated[
+        Verification,
+        "at the end of a run: sample reads a part of what it wrote again, full all; of the rest, files and sizes",
+    ] = SAMPLE
     max_reject_fraction: Annotated[
         Share, "end a run of which more than this share of the images is rejected; 1: never"
     ] = 0.5

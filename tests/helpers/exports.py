@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,11 @@ def same_as_output(table: pa.Table, root: Path) -> None:
 
 
 def stamps(folders: Sequence[Path]) -> dict[str, tuple[int, int]]:
-    """Inode and time of change of every file below some folders."""
-    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+    """Inode and time of change of every file below some folders; what goes while it is looked at is left out."""
+    found = {}
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found[str(path)] = (status.st_ino, status.st_mtime_ns)
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.demos.boring_classes import RandomDataset
@@ -29,5 +31,6 @@ class Own(pl.LightningModule):
 quiet_lightning()
 trainer, model = launch.build_trainer(OmegaConf.create(CONFIG), []), Own()
 trainer.predict(model, torch.utils.data.DataLoader(RandomDataset(3, 2)), return_predictions=False)
-print(trainer.global_rank, model.weight.tolist(), model.buffer.tolist(), torch.distributed.get_backend(), flush=True)
+said = f"{trainer.global_rank} {model.weight.tolist()} {model.buffer.tolist()} {torch.distributed.get_backend()}\n"
+os.write(1, said.encode())  # at once: another rank writes to the same file
 raise SystemExit(0)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers.jobs import COMMAND
 from helpers.models import save_adapter, save_base
-from lora_clip.benchmark import collection, extras, loops, peers
+from lora_clip.benchmark import collection, extras, loops, peers, quick
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.collection import Collection, make, photograph
 from lora_clip.benchmark.measure import BenchmarkError, Pattern, Timing, measure
@@ -245,6 +245,76 @@ def test_the_chart_is_an_svg_that_says_the_same_in_words() -> None:
     assert "<loop> & co, none: 50.0 images per second" in words and "images per second, a & b" in words
     assert all(row.pattern in words for row in found)
     assert len([element for element in root.iter() if element.tag.endswith("rect")]) == 1 + len(found)
+
+
+def test_the_start_is_measured_beside_its_imports(material: Material, tmp_path: Path) -> None:
+    said = extras.start(material, 1, tmp_path)
+    assert re.fullmatch(r"start: \d+\.\d s to the first batch .* alone: \d+\.\d\d x", said)
+
+
+# --- This checkout against another commit -------------------------------------------------------------------------
+
+
+def test_a_ratio_has_an_interval_that_holds_it_and_tells_a_difference_from_noise() -> None:
+    noise = quick.ratio([1.0, 1.1, 0.9, 1.0], [1.0, 0.9, 1.1, 1.0])
+    assert noise.low < 1 < noise.high
+    slower = quick.ratio([1.20, 1.21, 1.19, 1.22], [1.0, 1.0, 1.0, 1.0])
+    assert 1.1 < slower.low < slower.mean < slower.high < 1.3
+    assert quick.ratio([2.0], [1.0]).high == float("inf")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository of three commits; the last two are a branch's."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for number, branch in enumerate(("main", "mine", "mine")):
+        if number < 2:
+            git(folder, *(("init", "-q", "-b", branch) if number == 0 else ("checkout", "-q", "-b", branch)))
+        (folder / "file").write_text(str(number))
+        git(folder, "add", "file")
+        git(folder, "-c", "user.name=me", "-c", "user.email=me@here", "commit", "-q", "-m", f"number {number}")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_branch_is_compared_with_where_it_left_main_and_main_with_the_commit_before(checkout: Path) -> None:
+    assert quick.default_commit(checkout) == git(checkout, "rev-parse", "main").strip()
+    git(checkout, "checkout", "-q", "main")
+    assert quick.default_commit(checkout) == "HEAD~1"
+
+
+def test_another_commit_lies_in_a_folder_of_its_own_as_long_as_it_is_wanted(checkout: Path, tmp_path: Path) -> None:
+    with quick.worktree(checkout, "main", tmp_path / "other") as other:
+        assert (other / "file").read_text() == "0"
+        assert (checkout / "file").read_text() == "2"
+    assert not (tmp_path / "other").exists()
+    assert len(git(checkout, "worktree", "list").splitlines()) == 1
+
+
+def test_a_commit_that_is_none_and_a_place_that_is_no_checkout(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="nonsense"), quick.worktree(checkout, "nonsense", tmp_path / "other"):
+        pass
+    monkeypatch.setattr("lora_clip.__file__", str(tmp_path / "site" / "a" / "lora_clip" / "__init__.py"))
+    with pytest.raises(ConfigError, match="clone the repository"):
+        quick.find_checkout()
+
+
+@pytest.mark.slow
+def test_two_trees_are_run_and_told_apart(material: Material, tmp_path: Path) -> None:
+    tree = quick.find_checkout()
+    whole = quick.whole_run(tree, material, 20, tmp_path / "output")
+    assert min(whole.wall, whole.cpu, whole.predicting) > 0
+    said = quick.describe([(whole, whole)] * 3, "abc (before)", 20)
+    assert re.search(r"wall time +1\.000 +1\.000 to 1\.000", said)
+    assert said.endswith("embeddings: the same bytes")
+    with pytest.raises(BenchmarkError, match="ended with"):
+        quick.whole_run(tree, Material(tmp_path, tmp_path, tmp_path), 20, tmp_path / "output")
 
 
 def test_three_adapters_in_one_pass_are_measured_beside_one(material: Material, tmp_path: Path) -> None:

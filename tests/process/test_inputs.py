@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers import hub
+from helpers import dataset_hub as hub
 from helpers.images import jpeg
 from helpers.jobs import check_layout, committed, lora_clip, new_folder, nursery, snapshot, wait_for
 from lora_clip.inspection.pictures import Pictures

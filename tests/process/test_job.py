@@ -117,8 +117,8 @@ def test_one_big_tar_is_shared_by_ranks_and_workers() -> None:
     nursery().predict(*typed(place / "big.tar", f"output_dir={output}", "data.num_workers=2"), ranks=2).expect(0)
     assert snapshot(output) == snapshot(plain)
     pieces = [line for lines in ledger(output).values() for line in lines if not line["final"]]
-    assert len(pieces) == 4 and {rank for rank, lines in ledger(output).items() if lines} == {0, 1}
-    assert all(line["rows"] > 12 for line in pieces), "an even share for each worker of each rank"
+    by_rank = [sum(line["rows"] for line in lines if not line["final"]) for lines in ledger(output).values()]
+    assert len(pieces) > 4 and min(by_rank) >= 4 and sum(by_rank) == 96, "both ranks take some, whoever is free"
     check_layout(output, rows=96)
 
 

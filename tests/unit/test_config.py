@@ -24,13 +24,14 @@ from lora_clip.sources.registry import SOURCES
 PROJECT = Path(__file__).parents[2]
 CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
-    "data.folder": None, "data.parquet": None, "data.list": None, "data.zip": None,
+    "data.folder": None, "data.parquet": None, "data.hf": None, "data.list": None, "data.zip": None,
     "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
-    "data.decode": "exact", "data.orientation": "ignore", "data.image_key": None, "data.stages": [],
+    "data.decode": "exact", "data.decode_seconds": 120, "data.orientation": "ignore",
+    "data.image_key": None, "data.stages": [],
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
-    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False,
+    "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False, "verify": "sample",
     "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),
 }  # fmt: skip
@@ -192,6 +193,7 @@ REFUSED = {
     """pairs of quotes: 'output_dir="…"'""",
     "resume=perhaps": "resume=perhaps: give true or false",
     "max_reject_fraction=2": "max_reject_fraction=2: give a number from 0 to 1",
+    "verify=all": "verify=all: give sample or full",
     "~trainer.devices": "trainer.devices is not given: type trainer.devices=…",
     "data.batchsize=3": "unknown key data.batchsize: did you mean data.batch_size?",
     "limit=3": "unknown key limit: did you mean data.limit?",
@@ -199,9 +201,9 @@ REFUSED = {
     "zebra=1": "unknown key zebra; --help shows all keys",
     "trainer.device=2": "unknown key trainer.device: did you mean trainer.devices?; other arguments",
     "trainer.nonsense=1": "unknown key trainer.nonsense; other arguments of Lightning's Trainer take a plus: +",
-    "data=nothing": "data=nothing: give demo, folder, list, parquet, shards or zip",
-    "data=shard": "data=shard: give demo, folder, list, parquet, shards or zip: did you mean shards?",
-    "data=null": "a group takes one of its names: data=demo|folder|list|parquet|shards|zip; ",
+    "data=nothing": "data=nothing: give demo, folder, hf, list, parquet, shards or zip",
+    "data=shard": "data=shard: give demo, folder, hf, list, parquet, shards or zip: did you mean shards?",
+    "data=null": "a group takes one of its names: data=demo|folder|hf|list|parquet|shards|zip; ",
     "output=/data/emb": "output is a group of keys: did you mean output_dir?",
     "+debug=small": "debug has a place of its own: type it without the plus, debug=…",
     "data.limit": "data.limit has no value: type data.limit=…",

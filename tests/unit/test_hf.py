@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers import hub
+from helpers import dataset_hub as hub
 from helpers.images import jpeg
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.inspection.recheck import compare_inputs

@@ -308,8 +308,7 @@ def test_what_cannot_be_had_is_a_reject_with_its_reason(
         "http://[": "",
         "http://127.0.0.1:x/": "",
         "https://": "",
-        "s3://bucket/key": "not read yet",
-        "gopher://x/": "not read yet",
+        "gopher://x/": "gopher:// is not read",
     }
     sound = web.url("/sound", body(b"sound"))
     found = everything(listed(tmp_path, *urls, sound))

@@ -20,12 +20,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from helpers.images import encode, jpeg, photo, png
 from lora_clip.errors import ModelError
 from lora_clip.models.preprocess import load_spec, parse_spec
-from lora_clip.pixels.decode import ImageError, decode, enough, prepare
+from lora_clip.pixels.decode import BY_TORCH, ImageError, decode, enough, fit, prepare
 from lora_clip.types import PreprocessSpec
 
 
@@ -448,3 +449,20 @@ def test_a_file_that_holds_no_configuration_is_refused(tmp_path: Path, text: str
 def test_a_checkpoint_without_a_processor_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="save_pretrained"):
         load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("interpolation", BY_TORCH)
+@pytest.mark.parametrize("size", [(1, 1), (17, 31), (300, 225), (225, 400), (900, 37)])
+def test_pixels_are_resized_as_they_lie_to_the_bytes_that_planes_give(
+    size: tuple[int, int], interpolation: str
+) -> None:
+    spec = parse_spec(clip(24, 24, resample={"bilinear": 2, "bicubic": 3}[interpolation]))
+    pixels_HWC = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found, planes = torch.zeros((2, 3, 24, 24), dtype=torch.uint8)
+    fit(pixels_HWC, spec, found)
+    target = [24 if edge == min(size) else int(edge * 24 / min(size)) for edge in size]
+    contiguous_1CHW = pixels_HWC.permute(2, 0, 1)[None].contiguous()
+    resized_CHW = functional.interpolate(contiguous_1CHW, target, mode=interpolation, antialias=True)[0]
+    top, left = (target[0] - 24) // 2, (target[1] - 24) // 2
+    planes.copy_(resized_CHW[:, top : top + 24, left : left + 24])
+    assert torch.equal(found, planes)

@@ -208,5 +208,5 @@ def test_a_file_that_became_shorter_is_an_error_and_not_short_data(tmp_path: Pat
 def test_what_is_not_there_or_of_an_unknown_scheme_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_ranges(str(tmp_path / "no"))
-    with pytest.raises(OSError, match=r"s3:// is not read yet"):
-        open_ranges("s3://bucket/key")
+    with pytest.raises(ConfigError, match=r"gopher:// is not read"):
+        open_ranges("gopher://host/key")

@@ -448,6 +448,23 @@ def test_a_run_with_nothing_missing_reads_no_embedding_and_no_line_twice(
     assert not verify(root, {0: 4, 1: 5}).sound, "the proof reads everything"
 
 
+def test_of_a_large_output_a_run_reads_a_sample_again_and_all_when_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_clip.output.verify.SAMPLE_BYTES", 1)
+    targets = {0: 4, 1: 5, 2: 3}
+    perform(tmp_path / "o", targets, killed=True)
+    for shard in targets:
+        damage(tmp_path / "o", shard)
+    with OutputSession(tmp_path / "o", resume=True) as session:
+        found = session.conclude(targets, embedded=True)
+        assert (found.read, found.shards, len(found.problems)) == (1, 3, 1)
+        found = session.conclude(targets, embedded=True, full=True)
+        assert (found.read, found.shards, len(found.problems)) == (3, 3, 3)
+        (tmp_path / "o" / "metadata" / "metadata_000001.parquet").unlink()
+        assert "is gone" in "\n".join(session.conclude(targets, embedded=True).problems)
+
+
 def test_a_run_reads_what_no_run_has_proven(tmp_path: Path) -> None:
     perform(tmp_path / "o", {0: 4, 1: 5}, killed=True)
     damage(tmp_path / "o", 1)

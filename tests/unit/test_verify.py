@@ -17,7 +17,7 @@ import pytest
 from helpers.jobs import new_folder
 from lora_clip.output.housekeeping import recover
 from lora_clip.output.store import Store
-from lora_clip.output.verify import verify
+from lora_clip.output.verify import sample, verify
 from lora_clip.types import ImageRow, Reject, WorkRange
 
 TARGETS = {0: 6, 1: 0, 2: 4, 3: 2}
@@ -282,6 +282,27 @@ def test_a_proven_shard_is_not_read_again_but_looked_for(output: Path) -> None:
     ]
     npy.unlink()
     assert "img_emb/img_emb_000002.npy is gone" in "\n".join(verify(output, TARGETS, proven={0, 2, 3}).problems)
+
+
+def test_counts_of_a_shard_that_is_not_read_are_those_of_its_images(output: Path) -> None:
+    ledger = output / "ranks" / "rank_00001.jsonl"
+    ledger.write_text(ledger.read_text().replace('"rows": 4', '"rows": 3'))
+    said = "\n".join(verify(output, TARGETS, proven={0, 2, 3}).problems)
+    assert "shard 2: 3 rows and 0 rejects are not its 4 images" in said
+
+
+def test_a_sample_is_some_of_what_was_written_and_small_outputs_are_read_whole(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = Store(output).snapshot().finished
+    assert sample(finished) == {0, 2, 3}
+    assert sample({}) == set()
+    monkeypatch.setattr("lora_clip.output.verify.SAMPLE_BYTES", 1)
+    drawn = [sample(finished) for _ in range(100)]
+    assert all(len(one) == 1 for one in drawn)
+    assert set().union(*drawn) == {0, 2, 3}
+    read = verify(output, TARGETS, proven=finished.keys() - {2})
+    assert (read.read, read.shards) == (1, 3)
 
 
 def test_a_shard_of_another_width_than_the_proven_ones_is_found(output: Path) -> None:

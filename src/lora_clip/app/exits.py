@@ -24,6 +24,7 @@ from lora_clip.app.usage import help_text
 from lora_clip.config import check, register
 from lora_clip.errors import DataError, LoraClipError, StorageError, TooManyRejectsError
 from lora_clip.extras import SEARCH, require
+from lora_clip.io.addresses import redacted_text
 from lora_clip.io.process import end_with_parent, resume_collection
 from lora_clip.models.checkpoint import begin_digests
 
@@ -195,6 +196,7 @@ def _chain(error: BaseException) -> list[str]:
 
 
 def _say(message: str, status: int, everywhere: bool = False) -> int:
+    message = redacted_text(message)
     if (rank := _rank()) == "0" or everywhere:
         print(f"[rank {rank}] {message}" if rank != "0" else message, file=sys.stderr, flush=True)
     elif status == USER_ERROR:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lora_clip.app import launch
 from lora_clip.app.outputs import Output, require_texts, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
-from lora_clip.config import read
+from lora_clip.config import FULL, read
 from lora_clip.diagnose import summary
 from lora_clip.errors import OutputError, TooManyRejectsError
 from lora_clip.inspection.pictures import Small
@@ -68,7 +69,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
             monitor.opening = lambda: opening(job, embedder)
             monitor.open_logger = lambda: launch.open_logger(config)
             launch.predict(trainer, embedder, data)
-        finish(job.counted(source), monitor, embedder, started)
+        finish(job.counted(source), monitor, embedder, started, full=config.verify == FULL)
         if config.index:
             print(*map(add_index, roots), sep="\n", flush=True)
 
@@ -125,11 +126,11 @@ def adapter_of(number: int, one: Survey, embedder: EmbeddingModule) -> AdapterSu
     return embedder.adapter_summary(number) or _adapter_on_disk(one.output.checkpoint)
 
 
-def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float) -> None:
+def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float, full: bool) -> None:
     """Assemble, verify, write manifests and reports, and tell the user."""
     ranks = monitor.finish()
     verdicts = [
-        one.session.conclude(one.wanted, embedded=images > 0)
+        one.session.conclude(one.wanted, embedded=images > 0, full=full)
         for one, images in zip(job.surveys, job.plan.images_each, strict=True)
     ]
     run_record = summary.run_record(job.settings, ranks, monitor.machine, started)
@@ -138,7 +139,7 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
             embedded = job.plan.images_each[number] > 0
-            record(one, verdict, run_record, adapter_of(number, one, embedder), embedded, small)
+            record(one, verdict, run_record, partial(adapter_of, number, one, embedder), embedded, small)
     roots = [one.output.root for one in job.surveys]
     if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
         print(*notes, sep="\n")
@@ -157,14 +158,17 @@ def record(
     one: Survey,
     verdict: Verdict,
     run_record: dict[str, Any],
-    adapter: AdapterSummary | None,
+    adapter: Callable[[], AdapterSummary | None],
     embedded: bool,
     small: Small | None = None,
 ) -> None:
-    """Write an output's manifest and report; those of one that nothing was added to stay as they are."""
+    """Write an output's manifest and report; those of one that nothing was added to stay as they are.
+
+    `adapter` is asked for then only: where nothing was loaded, PEFT would be imported to read an adapter's files.
+    """
     root = one.output.root
     if embedded or read_manifest(root) is None:
-        of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter, lowest_proof(root))
+        of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter(), lowest_proof(root))
         write_manifest(root, build_manifest(*of_output))
         write_report(root, small)
     else:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_clip.io.addresses import redacted_text
 from lora_clip.io.atomic import write_text
 from lora_clip.output.manifest import read_manifest
 from lora_clip.report.charts import Column, side_by_side
@@ -60,7 +61,8 @@ def name_points(job_overrides: Sequence[Sequence[str]]) -> list[str]:
     """A folder name for each point: the overrides in which the points differ (all, where there is one point)."""
     shared = set(job_overrides[0]).intersection(*job_overrides) if len(job_overrides) > 1 else set()
     return [
-        ",".join(override.replace("/", "_") for override in overrides if override not in shared) or "point"
+        ",".join(redacted_text(override).replace("/", "_") for override in overrides if override not in shared)
+        or "point"
         for overrides in job_overrides
     ]
 
@@ -118,7 +120,7 @@ def advice(best: Point) -> str:
     if (best.predict_seconds or 0.0) < ENOUGH_SECONDS:
         lines.append(f"          (its run took {best.predict_seconds or 0.0:.1f} s: more images tell the points apart)")
     kept = [override for override in best.overrides if not override.startswith("data.limit=")]
-    return "\n".join([*lines, f"use it:   {command('embed', *kept)}"])
+    return redacted_text("\n".join([*lines, f"use it:   {command('embed', *kept)}"]))
 
 
 def plot_points(points: Sequence[Point], best: Point) -> str:

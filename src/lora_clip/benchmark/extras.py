@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,16 @@ from lora_clip.pixels.decode import EXACT, FAST
 MEMORY_SIZES = (3_000, 15_000)
 LOOK_EVERY = 0.1
 ADAPTERS = 3
+START_IMAGES = 10
+UNAVOIDABLE = """
+import os, sys, hydra, lightning.pytorch, peft, torch, transformers
+transformers.CLIPVisionModelWithProjection
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        file.read()
+os._exit(0)  # without the second that Python would take its objects apart for
+"""
+"""What no CLIP job of Lightning, Hydra, transformers and PEFT can do without."""
 
 
 def large_photographs(folder: Path, images: int) -> Path:
@@ -70,6 +82,24 @@ def one_pass(
     if one.rate is None or all_.rate is None:
         return f"{start}; too few images to tell what one more costs"
     return f"{start}; without start and end {one.rate / all_.rate:.2f} x ({one.rate:,.1f} images/s, {all_.rate:,.1f})"
+
+
+def start(material: Material, repeats: int, scratch: Path) -> str:
+    """From the start of the process to its first batch through the model, beside the imports that it cannot avoid."""
+    pattern, firsts, alone = ours(material, ["auto"])[0], [], []
+    weights = [str(path) for folder in (material.base, material.adapter) for path in folder.glob("*.safetensors")]
+    for _ in range(repeats):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", UNAVOIDABLE, *weights], check=True)
+        alone.append(time.perf_counter() - began)
+        run(pattern, START_IMAGES, scratch)
+        manifest = json.loads((scratch / "output" / "manifest.json").read_text())
+        firsts.append(manifest["run"]["startup_seconds"])
+    first, imports = median(firsts), median(alone)
+    return (
+        f"start: {first:.1f} s to the first batch through the model, {imports:.1f} s for its imports and the reading "
+        f"of its weights alone: {first / imports:.2f} x"
+    )
 
 
 def memory(material: Material, images: int, scratch: Path) -> str:

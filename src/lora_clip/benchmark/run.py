@@ -16,7 +16,7 @@ import transformers
 
 from lora_clip.benchmark.ceilings import Ceilings
 from lora_clip.benchmark.collection import Collection, make
-from lora_clip.benchmark.extras import decoding, large_photographs, memory, one_pass
+from lora_clip.benchmark.extras import decoding, large_photographs, memory, one_pass, start
 from lora_clip.benchmark.measure import BenchmarkError, Pattern, measure
 from lora_clip.benchmark.models import make_random
 from lora_clip.benchmark.patterns import Material, ours, theirs
@@ -48,6 +48,7 @@ class Plan:
     large: int | None
     memory: bool
     one_pass: bool
+    start: bool
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def extra(plan: Plan, material: Material, images: int, scratch: Path) -> list[st
             large = replace(material, shards=large_photographs(folder, plan.large))
             what = "photographs of 12 megapixels"
             notes.append(one_pass(large, plan.large, plan.seconds, plan.repeats, scratch, what))
+    if plan.start:
+        notes.append(start(material, plan.repeats, scratch))
     return notes
 
 

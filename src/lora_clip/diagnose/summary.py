@@ -192,7 +192,7 @@ def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
     """What was done, and what to type next."""
     manifest = read_manifest(root) or {}
     lines = ["nothing is missing"] if plan.images == 0 else _of_run(manifest.get("run") or {})
-    lines.append(f"verified: {counts(verdict)}")
+    lines.append(f"verified: {counts(verdict)}{unread(verdict)}")
     lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
     lines += [f"prove:    {command('verify', root.absolute())}"]
@@ -205,7 +205,7 @@ def closing_of_several(roots: Sequence[Path], plan: Plan, verdicts: Sequence[Ver
     latest = next((root for root, images in zip(roots, plan.images_each, strict=True) if images), roots[0])
     lines = ["nothing is missing"] if plan.images == 0 else _of_run((read_manifest(latest) or {}).get("run") or {})
     for root, verdict in zip(roots, verdicts, strict=True):
-        lines += [f"output:   {root}", f"  verified: {counts(verdict)}"]
+        lines += [f"output:   {root}", f"  verified: {counts(verdict)}{unread(verdict)}"]
         lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
         lines.append(f"  look at:  {root / 'report.html'}")
     absolute = [root.absolute() for root in roots]
@@ -235,6 +235,13 @@ def rank_table(ranks: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def unread(verdict: Verdict) -> str:
+    """What was not read again for a verdict; empty where all was."""
+    if verdict.read == verdict.shards:
+        return ""
+    return f" ({verdict.read:,} of {count_of(verdict.shards, 'shard')} read again, of the others files and sizes)"
 
 
 def counts(verdict: Verdict) -> str:

@@ -1,17 +1,16 @@
-"""Byte ranges of a file, wherever it lies: the one way in which shards are read.
-
-Local files for now. Another kind of address is one more class here and its scheme in `READERS`.
-"""
+"""Byte ranges of a file, wherever it lies: the one way in which shards are read."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-Stamp = tuple[int, int]
-"""(size in bytes, time of the last change in ns): the same as long as nobody writes to the file."""
+from lora_clip.io.addresses import scheme_of
+from lora_clip.io.remote import RemoteRanges
+from lora_clip.io.stamps import Stamp
 
 
 class RangeReader(Protocol):
@@ -61,19 +60,14 @@ class LocalFile:
         os.close(self._descriptor)
 
 
-READERS: dict[str, type[RangeReader]] = {"file": LocalFile}
-"""By the scheme of an address; a path is an address of the scheme `file`."""
+READERS: dict[str, Callable[[str], RangeReader]] = {"file": LocalFile}
+"""By the scheme of an address; a path is of the scheme `file`, and what is not here is a remote file."""
 
 
-def scheme_of(address: str) -> str:
-    """`s3` of `s3://bucket/key`; `file` of a path."""
-    scheme, mark, _ = address.partition("://")
-    return scheme if mark and scheme.isalnum() else "file"
+def open_ranges(address: str, expected: Stamp | None = None) -> RangeReader:
+    """The file at a path or address; a remote one is checked as it is read, against what it is `expected` to be.
 
-
-def open_ranges(address: str) -> RangeReader:
-    """The file at a path or address. Raises OSError where it cannot be opened."""
+    Raises OSError where it cannot be opened, ConfigError for a scheme that is not read.
+    """
     reader = READERS.get(scheme_of(address))
-    if reader is None:
-        raise OSError(errno.EPROTONOSUPPORT, f"{scheme_of(address)}:// is not read yet", address)
-    return reader(address.removeprefix("file://"))  # type: ignore[call-arg]
+    return RemoteRanges(address, expected) if reader is None else reader(address.removeprefix("file://"))

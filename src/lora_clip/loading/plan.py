@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.addresses import redacted_text
 from lora_clip.loading.union import first_batch, union
 from lora_clip.sources.base import Shard, Source, count_extensions, counted
 from lora_clip.types import UNCOUNTED, WorkRange
@@ -71,7 +72,7 @@ def targets_of(shards: Iterable[Shard], limit: int | None) -> dict[int, int]:
 
 
 def _where(source: Source) -> str:
-    return ", ".join(f"{name}={value}" for name, value in vars(source).items() if value is not None)
+    return redacted_text(", ".join(f"{name}={value}" for name, value in vars(source).items() if value is not None))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from lora_clip.models.adapter_layout import PREFIX
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-BLOCK = re.compile(r"(?P<within>.*?)(?:res|\b)blocks\.(?P<layer>\d+)\.(?P<module>.+)\.(?P<matrix>lora_[AB])\.weight")
+BLOCK = re.compile(
+    r"(?P<within>.*?(?=resblocks\.)|(?:.*\btrunk\.)?)(?:res)?blocks\."  # of its own towers, of timm's in `trunk`
+    r"(?P<layer>\d+)\.(?P<module>.+)\.(?P<matrix>lora_[AB])\.weight"
+)
 MODULES = {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.base_layer.out_proj": "self_attn.out_proj"}
 MODULES |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2", "attn.proj": "self_attn.out_proj"}  # timm's
 TOGETHER = ("attn", "attn.qkv")

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import AdapterError, ModelError
+from lora_clip.io.addresses import is_remote
+from lora_clip.io.download import local_copy
 from lora_clip.io.process import cores
+from lora_clip.io.retry import words
 from lora_clip.models.adapter_clip_lora import CONVERT, config_of, is_of_clip_lora
 from lora_clip.models.base import OPEN_CLIP_CONFIG, config_file
 
@@ -236,6 +239,8 @@ def _download(name: str, patterns: Sequence[str], key: str) -> Path:
 
     Where a repository has no safetensors, the hub's conversion is taken, unless a revision is named.
     """
+    if is_remote(name):
+        return _copied(name, patterns, key)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -252,6 +257,16 @@ def _download(name: str, patterns: Sequence[str], key: str) -> Path:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     return folder
+
+
+def _copied(name: str, patterns: Sequence[str], key: str) -> Path:
+    """The files of a folder in a bucket, in the local cache."""
+    try:
+        return local_copy(name, patterns)
+    except FileNotFoundError as error:
+        raise ModelError(f"{key}={name}: no such folder, or none of the files in it that a model has") from error
+    except OSError as error:
+        raise ModelError(f"{key}={name}: {words(error)}") from error
 
 
 def _conversion(name: str) -> str | None:

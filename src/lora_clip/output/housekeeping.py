@@ -43,7 +43,7 @@ def recover(store: Store, targets: Mapping[int, int], before: Snapshot | None = 
 
 
 def _withdraw_manifest(layout: Layout) -> None:
-    """Durably, before anything is committed: a manifest says that all there is was verified."""
+    """Durably, before anything is committed: a manifest says that all there is was checked."""
     gone = [layout.root / name for name in OUTDATED if (layout.root / name).exists()]
     for path in gone:
         path.unlink()

@@ -192,7 +192,8 @@ def fit(
 def _resize(pixels_HWC: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """Pixels (1, C, height, width) uint8 of another size, antialiased."""
     if interpolation in BY_TORCH:
-        pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
+        # the batch's axis first: torch then knows the pixels for channels-last, and resizes them as they lie
+        pixels_1CHW = pixels_HWC[None].permute(0, 3, 1, 2)
         return functional.interpolate(pixels_1CHW, size, mode=interpolation, antialias=True)
     resized = Image.fromarray(pixels_HWC.numpy()).resize(size[::-1], BY_PILLOW[interpolation])
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -175,7 +176,7 @@ def shortened(text: str, letters: int) -> str:
 
 def nice_ceiling(value: float) -> float:
     """The end of an axis: a number with round quarters, and room for a label above the value."""
-    if value <= 0:
+    if value < sys.float_info.min:  # of what is smaller still, ten is no whole number of times its tenth
         return 1.0
     scale = 10 ** math.floor(math.log10(value))
     return next(factor * scale for factor in (1, 2, 4, 6, 8, 12, 16, 20) if factor * scale >= 1.1 * value)

@@ -6,7 +6,6 @@ A new source is one file here and one line in `registry.py`: docs/extending.md s
 from __future__ import annotations
 
 import importlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from itertools import count
 from typing import Any, Protocol, cast
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.addresses import identity
 from lora_clip.sources.format_1 import upgraded
 from lora_clip.sources.registry import SOURCES
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
@@ -137,8 +137,8 @@ def numbered(paths: Iterable[str], known: Sequence[Shard]) -> Iterator[tuple[int
 
     A file that is found under another name than then, by a link, is the known one.
     """
-    by_real = {os.path.realpath(shard.path): shard.path for shard in known}
-    present = dict.fromkeys(by_real.get(os.path.realpath(path), path) for path in paths)
+    by_real = {identity(shard.path): shard.path for shard in known}
+    present = dict.fromkeys(by_real.get(identity(path), path) for path in paths)
     by_path = {shard.path: shard for shard in known}
     for earlier in sorted((by_path[path] for path in present if path in by_path), key=lambda shard: shard.id):
         yield earlier.id, earlier.path, earlier

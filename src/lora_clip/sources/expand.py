@@ -1,50 +1,44 @@
-"""Which files a key such as `data.shards` names: folders, paths, globs, brace patterns, and lists of these."""
+"""Which files a key such as `data.shards` names: folders, paths, addresses, globs, brace patterns, lists of these."""
 
 from __future__ import annotations
 
 import glob
-import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.addresses import identity, is_remote
+from lora_clip.sources.expand_remote import expand_braces, expand_remote
 from lora_clip.sources.walk import Entry, walk
-
-
-class Wanted(NamedTuple):
-    """Which files a key names: their suffixes, what one is called, and what to type for a folder without any."""
-
-    key: str
-    suffixes: tuple[str, ...]
-    what: str
-    instead: str = ""
-
-    def found_in(self, path: str) -> bool:
-        """Whether a file of this name is one, where only a folder was named."""
-        return path.endswith(self.suffixes)
-
-
-TARS = Wanted("data.shards", (".tar",), "tar", "for a folder of images type data=folder data.folder={folder}")
+from lora_clip.sources.wanted import TARS, Wanted
 
 
 def expand(patterns: Any, wanted: Wanted = TARS) -> list[str]:
-    """The absolute paths that a key such as `data.shards` names: folders and globs sorted, lists and braces as given.
+    """The absolute paths and the addresses that a key such as `data.shards` names.
 
-    A file is named once, also where two spellings or a link lead to it: nothing is embedded twice.
+    Folders and globs are sorted, lists and braces as given. Addresses come without their secrets. A file is named once,
+    also where two spellings or a link lead to it: nothing is embedded twice.
 
     Raises DataError where a pattern matches nothing, ConfigError for a scheme that is not read.
     """
-    given = list(patterns) if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]
+    given = as_list(patterns)
     if not given:
         raise ConfigError(
             f"{wanted.key} is an empty list: name a folder of {wanted.what}s, a path, a glob or a brace pattern"
         )
+    there = dict(expand_remote([pattern for pattern in given if is_remote(pattern)], wanted))
     files: dict[str, str] = {}
-    for path in (path for pattern in given for path in _expand_one(str(pattern), wanted)):
-        files.setdefault(os.path.realpath(path), str(Path(path).absolute()))
+    for path in (path for pattern in given for path in there.get(pattern) or _expand_one(pattern, wanted)):
+        files.setdefault(identity(path), path if is_remote(path) else str(Path(path).absolute()))
     return list(files.values())
+
+
+def as_list(patterns: Any) -> list[str]:
+    """What such a key says, as a list of patterns."""
+    many = isinstance(patterns, Sequence) and not isinstance(patterns, str)
+    return [str(pattern) for pattern in (patterns if many else [patterns])]
 
 
 def _expand_one(pattern: str, wanted: Wanted) -> list[str]:
@@ -53,12 +47,7 @@ def _expand_one(pattern: str, wanted: Wanted) -> list[str]:
         return _files_below(pattern, wanted)
     if _exists(pattern):
         return [pattern]
-    from webdataset.shardlists import expand_urls
-
-    try:
-        urls = expand_urls(pattern)
-    except ValueError as error:
-        raise ConfigError(f"{wanted.key}={pattern}: {error}") from error
+    urls = expand_braces(pattern, wanted.key)
     expanded = [path for url in urls for path in (_glob(url, wanted) if glob.has_magic(url) else [url])]
     missing = [path for path in expanded if not _exists(path)]
     if missing:
@@ -100,13 +89,11 @@ def _may_be_file(entry: Entry) -> bool:
 
 
 def _local(pattern: str, wanted: Wanted) -> str:
-    """The pattern as a local path. Raises ConfigError for pipes (never executed) and remote addresses."""
+    """The pattern as a local path. Raises ConfigError for pipes, which are never executed."""
     if pattern.startswith("file://"):
         return pattern.removeprefix("file://")
     if pattern.startswith("pipe:"):
         raise ConfigError(
             f"{wanted.key}={pattern}: pipe: runs a command and is not allowed; name a local {wanted.what}"
         )
-    if "://" in pattern:
-        raise ConfigError(f"{wanted.key}={pattern}: remote files are not read yet; copy them to a local folder first")
     return str(Path(pattern).expanduser())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import DataError
-from lora_clip.io.ranges import Stamp
+from lora_clip.io.stamps import Stamp
 from lora_clip.sources.base import Shard
 
 INDEX = "index.json"

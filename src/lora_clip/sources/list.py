@@ -13,16 +13,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_clip.errors import DataError
+from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.ranges import open_ranges, scheme_of
 from lora_clip.sources.base import Shard, next_id
 from lora_clip.sources.columns import URL_NAMES, Roles, find
-from lora_clip.sources.expand import Wanted, expand
+from lora_clip.sources.expand import expand
 from lora_clip.sources.fetch import SCHEMES, fetch
 from lora_clip.sources.files import LASTING, UnreadableError, read_file
 from lora_clip.sources.list_rows import SUFFIXES, Malformed, RowList, Run, open_list
 from lora_clip.sources.names import image_name
 from lora_clip.sources.read_ahead import ReadAhead
+from lora_clip.sources.wanted import Wanted
 from lora_clip.types import RawSample, WorkRange
 
 KIND = "list"
@@ -141,6 +142,8 @@ def _fetch(one: _Named) -> bytes:
     try:
         with open_ranges(one.address) as file:
             return file.read_at(0, file.size)
+    except ConfigError as error:  # a scheme that is not read, or whose package is not installed
+        raise UnreadableError(str(error)) from error
     except OSError as error:
         if error.errno in NOT_THERE:
             raise UnreadableError(error.strerror) from error

@@ -16,11 +16,12 @@ import pyarrow as pa
 from lora_clip.errors import DataError
 from lora_clip.sources.base import Shard, numbered
 from lora_clip.sources.columns import Roles, find
-from lora_clip.sources.expand import Wanted, expand
+from lora_clip.sources.expand import expand
 from lora_clip.sources.files import UnreadableError, read_below
 from lora_clip.sources.names import image_name
 from lora_clip.sources.parked import Parked
 from lora_clip.sources.parquet_file import Damaged, ParquetTable, Row, holds_bytes, is_bytes
+from lora_clip.sources.wanted import Wanted
 from lora_clip.types import RawSample, WorkRange
 
 KIND = "parquet"

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from lora_clip.errors import DataError
-from lora_clip.io.ranges import RangeReader, Stamp, open_ranges
+from lora_clip.io.addresses import is_remote
+from lora_clip.io.ranges import RangeReader, open_ranges
+from lora_clip.io.retry import words
+from lora_clip.io.stamps import Stamp
 from lora_clip.sources.base import Shard, listing_entry, numbered
-from lora_clip.sources.expand import expand
+from lora_clip.sources.expand import as_list, expand
+from lora_clip.sources.expand_remote import remember_secrets
 from lora_clip.sources.inventory import PackNotes
 from lora_clip.sources.names import extra_name, image_name
 from lora_clip.sources.tar_headers import Member, members
@@ -105,6 +109,9 @@ class TarSource:
     patterns: Any
     image_keys: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        remember_secrets(as_list(self.patterns))
+
     def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
         """The tars in input order, counted where an earlier run or `pack` has done that; nothing is read of the others.
 
@@ -115,12 +122,12 @@ class TarSource:
             if earlier is not None and earlier.images != UNCOUNTED:
                 yield scan(shard_id, path, self.image_keys, earlier)
                 continue
-            noted = packed.shard(shard_id, Path(path)) if self.image_keys is None else None
+            noted = None if self.image_keys or is_remote(path) else packed.shard(shard_id, Path(path))
             yield noted or _listed(shard_id, path)
 
     def count(self, shard: Shard) -> Shard:
         """The tar, its headers scanned. Raises DataError where it cannot be read, or is not what was listed."""
-        found = scan(shard.id, shard.path, self.image_keys)
+        found = scan(shard.id, shard.path, self.image_keys, listed=TarState.of(shard).stamp)
         if TarState.of(found).stamp != TarState.of(shard).stamp:
             raise DataError(f"{shard.path} was written to since this job began: type the same command again")
         return found
@@ -131,7 +138,7 @@ class TarSource:
         Raises DataError where the file cannot be read.
         """
         try:
-            with open_ranges(shard.path) as file:
+            with open_ranges(shard.path, TarState.of(shard).stamp) as file:
                 yield from self._read_open(file, shard, work)
         except OSError as error:
             raise _unreadable(shard.path, error) from error
@@ -150,8 +157,12 @@ class TarSource:
                 position += 1
 
     def check(self, shard: Shard) -> str | None:
-        """How the tar's images differ from those that were embedded: by their names and sizes."""
-        now = scan(shard.id, shard.path, self.image_keys)
+        """How the tar's images differ from those that were embedded: by their names and sizes.
+
+        A remote one is not downloaded for this: its ETag or version says more.
+        """
+        versioned = is_remote(shard.path) and TarState.of(shard).stamp[1]
+        now = scan(shard.id, shard.path, self.image_keys, shard if versioned else None)
         same = now.digest == shard.digest
         return None if same else f"has {now.images} images now, or others; {shard.images} were embedded"
 
@@ -187,16 +198,24 @@ def _listed(shard_id: int, path: str) -> Shard:
         raise _unreadable(path, error) from error
 
 
-def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | None = None) -> Shard:
+def scan(
+    shard_id: int,
+    path: str,
+    keys: Sequence[str] | None,
+    earlier: Shard | None = None,
+    listed: Stamp | None = None,
+) -> Shard:
     """A tar's shape from its headers alone; an unchanged file that was scanned `earlier` is not read again.
 
     Raises DataError where the file cannot be opened.
     """
     try:
-        with open_ranges(path) as file:
+        with open_ranges(path, listed) as file:
             if earlier is not None and TarState.of(earlier).stamp == file.stamp:
                 return earlier
             survey = _Survey()
+            if is_remote(path):  # its version is a part of what it is
+                survey.digest.update(str(file.stamp[1]).encode())
             for group in groups(members(file), keys, survey.leave_out):
                 survey.add(group)
             return survey.shard(shard_id, path, file.stamp)
@@ -205,7 +224,7 @@ def scan(shard_id: int, path: str, keys: Sequence[str] | None, earlier: Shard | 
 
 
 def _unreadable(path: str, error: OSError) -> DataError:
-    return DataError(f"cannot read shard {path}: {error.strerror or error}")
+    return DataError(f"cannot read shard {path}: {words(error)}")
 
 
 @dataclass

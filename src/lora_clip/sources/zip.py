@@ -14,9 +14,10 @@ from lora_clip.errors import DataError
 from lora_clip.io.range_file import RangeFile
 from lora_clip.io.ranges import open_ranges
 from lora_clip.sources.base import Shard, listing_entry, numbered
-from lora_clip.sources.expand import Wanted, expand
+from lora_clip.sources.expand import expand
 from lora_clip.sources.names import EXTRA_EXTENSIONS, image_name, webdataset_extension
 from lora_clip.sources.parked import Parked
+from lora_clip.sources.wanted import Wanted
 from lora_clip.types import RawSample, WorkRange
 
 KIND = "zip"

@@ -3,6 +3,7 @@
 Without arguments, over a one-layer model and photographs it makes itself; or, for instance:
     lora-clip benchmark --subset 100               the first 100 images only
     lora-clip benchmark --random vit-b-32 --shards /data/shards
+    lora-clip benchmark --quick --against HEAD~3   is this checkout slower than that commit? ratios, with intervals
     lora-clip benchmark --base BASE --adapter ADAPTER --shards /data/shards --json b.json --chart b.svg
 
 Rates are marginal, from whole processes of two sizes; the collection is read once before, so storage is not measured.
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_clip.benchmark.models import RANDOM
+
+QUICK_SECONDS = 110.0
 
 if TYPE_CHECKING:
     from lora_clip.benchmark.run import Plan
@@ -43,12 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--large", type=int, help="compare data.decode=exact and fast over so many of 12 megapixels")
     parser.add_argument("--memory", action="store_true", help="peak memory over 3,000 and 15,000 images")
     parser.add_argument("--one-pass", action="store_true", help="three adapters in one pass against one")
+    parser.add_argument("--start", action="store_true", help="seconds to the first batch, against the imports alone")
+    parser.add_argument("--quick", action="store_true", help="two minutes: compare this checkout with another commit")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="that commit (default: where the branch left main, or HEAD~1)"
+    )
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--chart", type=Path, help="write them there as bars (SVG)")
 
 
 def run(given: argparse.Namespace) -> int:
     """Measure, print, and save. Raises a LoraClipError."""
+    if given.quick:
+        from lora_clip.benchmark.quick import quick
+
+        print(quick(given.work, given.random, given.against, QUICK_SECONDS))
+        return 0
     from lora_clip.benchmark.run import benchmark
     from lora_clip.benchmark.table import chart, text
 
@@ -71,5 +84,5 @@ def plan_of(given: argparse.Namespace) -> Plan:
         collection=Collection(given.images, given.large_share, given.seed),
         workers=given.workers.split(","),
         only=given.only.split(",") if given.only else None,
-        **{name: getattr(given, name) for name in ("repeats", "override", "large", "memory", "one_pass")},
+        **{name: getattr(given, name) for name in ("repeats", "override", "large", "memory", "one_pass", "start")},
     )
