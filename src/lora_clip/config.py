@@ -105,6 +105,7 @@ Limit = Annotated[Any, Takes("a number of images, 1 or more, or null for all", e
 Folder = Annotated[Any, Takes("a folder", is_name)]
 FolderOrNull = Annotated[Any, Takes("a folder, or null", either(NULL, is_name))]
 Shards = Annotated[Any, Takes("a path, a list of paths, or null", either(NULL, is_name, list_of(is_name)))]
+HubDataset = Annotated[Any, Takes("org/name[@revision][:split], or null", either(NULL, is_name))]
 Extensions = Annotated[Any, Takes("an extension, a list of them, or null", either(NULL, is_name, list_of(is_name)))]
 Functions = Annotated[Any, Takes("a list of module:function", list_of(is_function_name))]
 ModelName = Annotated[Any, Takes("one hub name or folder, or null", either(NULL, is_name))]
@@ -150,6 +151,9 @@ class Data:
         Shards,
         "Parquet files with a column of image bytes, or of {bytes, path}: a folder, path, glob or a list of these",
     ] = None
+    hf: Annotated[HubDataset, "a Hugging Face dataset by name, as its Parquet files: org/name[@revision][:split]"] = (
+        None
+    )
     list: Annotated[
         Shards, "a list of paths or URLs, with keys and captions: .csv, .tsv, .jsonl, .parquet, or .txt with one a line"
     ] = None
@@ -255,6 +259,7 @@ OPTIONS = {
     "data": {
         "demo": "the pictures that come with the project",
         "folder": "a folder of images: data.folder=…",
+        "hf": "a Hugging Face dataset by name: data.hf=…",
         "list": "a list of paths or URLs: data.list=…",
         "parquet": "Parquet files with images in them: data.parquet=…",
         "shards": "WebDataset shards: data.shards=…",

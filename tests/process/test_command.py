@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -56,6 +57,17 @@ def test_what_cannot_be_run_is_one_message_and_status_2(tmp_path: Path) -> None:
     ):
         done = lora_clip(*words)
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"error: {tmp_path} ")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("--help",), ("completion",), ("search", "--help")])
+def test_nobody_reads_any_more_and_the_command_ends_quietly(words: tuple[str, ...], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    variables = {**environment(), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([*COMMAND, *words], stdout=writer, stderr=subprocess.PIPE, text=True, env=variables)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_embed_hands_its_arguments_to_hydra(tmp_path: Path) -> None:

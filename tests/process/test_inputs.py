@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers import dataset_hub as hub
 from helpers.images import jpeg
 from helpers.jobs import check_layout, committed, lora_clip, new_folder, nursery, snapshot, wait_for
 from lora_clip.inspection.pictures import Pictures
@@ -63,3 +64,25 @@ def test_a_job_is_killed_and_resumed_and_its_output_is_the_same(source: str) -> 
     assert verified.returncode == 0, verified.stdout + verified.stderr
     found = Pictures.of(output)
     assert found.image(0, 9, "9").size == (48, 48)
+
+
+@pytest.mark.slow
+def test_a_hugging_face_dataset_by_its_name_is_cut_and_resumed_from_the_cache_alone() -> None:
+    folder, root, output = new_folder(), new_folder(), new_folder() / "output"
+    fill(folder)
+    files = {f"data/train-0000{n}-of-00002.parquet": (folder / f"{n}.parquet").read_bytes() for n in range(2)}
+    hub.cache(root, "org/name", files)
+    given = ("embed", f"output_dir={output}", "data=hf", "data.hf=org/name:train", *SMALL, "trainer.accelerator=cpu")
+    variables = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(root), "HF_TOKEN": "hf_secret"}
+    for more in (("data.limit=32",), ()):
+        done = lora_clip(*given, *more, folder=None, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        hub.cache(root, "org/name", {"data/train-00000-of-00001.parquet": b"another commit"}, "c" * 40)
+    check_layout(output, rows=IMAGES - 1, rejects=1)
+    assert len(committed(output)) == len(set(committed(output))) == IMAGES
+    inputs = (output / "inputs.jsonl").read_text()
+    assert inputs.count(f"hf://datasets/org/name@{hub.COMMIT}/data/") == 2 and "c" * 40 not in inputs
+    texts = [path.read_text(errors="replace") for path in output.rglob("*.json*") if path.is_file()]
+    assert not any("hf_secret" in text for text in [*texts, done.stdout, done.stderr])
+    verified = lora_clip("verify", output, folder=None, **variables)
+    assert verified.returncode == 0 and "note:" not in verified.stdout, verified.stdout + verified.stderr

@@ -24,7 +24,7 @@ from lora_clip.sources.registry import SOURCES
 PROJECT = Path(__file__).parents[2]
 CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
-    "data.folder": None, "data.parquet": None, "data.list": None, "data.zip": None,
+    "data.folder": None, "data.parquet": None, "data.hf": None, "data.list": None, "data.zip": None,
     "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
     "data.decode": "exact", "data.decode_seconds": 120, "data.orientation": "ignore",
     "data.image_key": None, "data.stages": [],
@@ -201,9 +201,9 @@ REFUSED = {
     "zebra=1": "unknown key zebra; --help shows all keys",
     "trainer.device=2": "unknown key trainer.device: did you mean trainer.devices?; other arguments",
     "trainer.nonsense=1": "unknown key trainer.nonsense; other arguments of Lightning's Trainer take a plus: +",
-    "data=nothing": "data=nothing: give demo, folder, list, parquet, shards or zip",
-    "data=shard": "data=shard: give demo, folder, list, parquet, shards or zip: did you mean shards?",
-    "data=null": "a group takes one of its names: data=demo|folder|list|parquet|shards|zip; ",
+    "data=nothing": "data=nothing: give demo, folder, hf, list, parquet, shards or zip",
+    "data=shard": "data=shard: give demo, folder, hf, list, parquet, shards or zip: did you mean shards?",
+    "data=null": "a group takes one of its names: data=demo|folder|hf|list|parquet|shards|zip; ",
     "output=/data/emb": "output is a group of keys: did you mean output_dir?",
     "+debug=small": "debug has a place of its own: type it without the plus, debug=…",
     "data.limit": "data.limit has no value: type data.limit=…",

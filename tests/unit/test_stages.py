@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
@@ -19,6 +22,7 @@ from lora_clip.loading.dataset import PixelDataset
 from lora_clip.loading.plan import make_plan, take_inventory
 from lora_clip.loading.stages import CheckedStage, load_stages
 from lora_clip.models.preprocess import parse_spec
+from lora_clip.sources.base import Source, open_source
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import PixelBatch, RawSample
 
@@ -34,7 +38,11 @@ Stage = Callable[[Iterator[RawSample]], Iterable[RawSample]]
 
 def through(folder: Path, *stages: Stage, batch_size: int = 4) -> list[PixelBatch]:
     """The batches of a folder of tars with these stages in the pipeline."""
-    source = TarSource(str(folder))
+    return out_of(TarSource(str(folder)), *stages, batch_size=batch_size)
+
+
+def out_of(source: Source, *stages: Stage, batch_size: int = 4) -> list[PixelBatch]:
+    """The batches of a source with these stages in the pipeline."""
     plan = make_plan(take_inventory(source), {}, ranks=1, workers=0, batch_size=batch_size)
     checked = [CheckedStage(getattr(stage, "__name__", "stage"), stage) for stage in stages]
     return list(PixelDataset(source, SPEC, batch_size, Catalog(source, plan.shards), [alone(plan)], stages=checked))
@@ -158,3 +166,28 @@ def test_stages_are_found_by_name_also_in_the_folder_one_stands_in(
 def test_a_name_that_leads_nowhere_is_one_message(names: object, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.stages.*{message}"):
         load_stages(names)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "list", "zip"])
+def test_a_stage_sees_the_samples_of_every_source(kind: str, tmp_path: Path) -> None:
+    pictures = {f"{number}.jpg": jpeg(seed=number) for number in range(3)}
+    cells = [{"bytes": content, "path": name} for name, content in pictures.items()]
+    pq.write_table(pa.table({"image": cells, "caption": list("abc")}), tmp_path / "a.parquet")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for (name, content), caption in zip(pictures.items(), "abc", strict=True):
+            (tmp_path / name).write_bytes(content)
+            file.writestr(name, content)
+            file.writestr(name.replace("jpg", "txt"), caption)
+    (tmp_path / "a.csv").write_text("path,caption\n0.jpg,a\n1.jpg,b\n2.jpg,c\n")
+    file_of = {"parquet": "a.parquet", "list": "a.csv", "zip": "a.zip"}
+    seen = []
+
+    def looks(samples: Iterator[RawSample]) -> Iterator[RawSample]:
+        for sample in samples:
+            seen.append((sample.position, sample.image, sample.extras["txt"]))
+            yield sample.leave_out("b") if sample.extras["txt"] == b"b" else sample
+
+    (batch,) = out_of(open_source({kind: str(tmp_path / file_of[kind])}), looks)
+    assert seen == [(n, pictures[f"{n}.jpg"], text) for n, text in enumerate([b"a", b"b", b"c"])]
+    assert [row.position for row in batch.rows] == [0, 2]
+    assert [(one.position, one.stage, one.error) for one in batch.rejects] == [(1, "filter", "b")]

@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 
 from lora_clip import __version__
-from lora_clip.app.exits import INTERRUPTED, USER_ERROR
+from lora_clip.app.exits import INTERRUPTED, USER_ERROR, until_nobody_reads
 from lora_clip.errors import LoraClipError
 from lora_clip.terminal import align
 
@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lora_clip.app import embed
 
         embed.main(typed[1:], "lora-clip embed")
+    with until_nobody_reads():
+        return _run(typed)
+
+
+def _run(typed: Sequence[str]) -> int:
     parser = build_parser(typed[0] if typed else None)
     if not typed:
         parser.print_help()

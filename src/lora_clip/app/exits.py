@@ -1,6 +1,7 @@
 """From the command line to the job: what a user can get wrong becomes one message and an exit status.
 
-Exit status: 0 done; 1 an error of ours; 2 something to correct; 12 out of memory; 130 Ctrl-C; 143 SIGTERM.
+Exit status: 0 done; 1 an error of ours; 2 something to correct; 12 out of memory; 130 Ctrl-C; 143 SIGTERM;
+141 nobody reads what is printed any more, as in `| head`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -29,7 +31,7 @@ from lora_clip.models.digests import begin_digests
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, TERMINATED = 2, 12, 130, 143
+USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 12, 130, 141, 143
 EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
 """Errors that may come to one rank alone, and so are said by that rank."""
 SECONDS_FOR_RANK_0 = 5.0
@@ -99,6 +101,33 @@ def _leave(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+@contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """Exit as a shell expects of a program whose standard output was closed, without a word: `| head` has enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        failed = isinstance(error, SystemExit) and error.code  # it has said more than that nobody reads
+        if failed or not _is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        sys.exit(PIPE_CLOSED)
+
+
+def _is_closed() -> bool:
+    """Whether what was printed cannot be written any more, and standard output is what is broken."""
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        return True
+    except OSError:
+        return False
 
 
 def on_unraisable(unraisable: Any) -> None:

@@ -17,6 +17,7 @@ SOURCES: dict[str, Registration] = {
     "tar": Registration("shards", "/path/to/tars", "lora_clip.sources.tar:TarSource"),
     "folder": Registration("folder", "/path/to/images", "lora_clip.sources.folder:FolderSource"),
     "parquet": Registration("parquet", "/path/to/parquet", "lora_clip.sources.parquet:ParquetSource"),
+    "hf": Registration("hf", "org/name", "lora_clip.sources.hf:HfSource"),
     "list": Registration("list", "/path/to/list.csv", "lora_clip.sources.list:ListSource"),
     "zip": Registration("zip", "/path/to/zips", "lora_clip.sources.zip:ZipSource"),
 }
