@@ -202,7 +202,7 @@ def test_too_many_rejects_end_the_run(ranks: int) -> None:
     line = typed(place, f"output_dir={output}", "data.num_workers=1")
     outcome = nursery().predict(*line, "max_reject_fraction=0.2", ranks=ranks).expect(2)
     assert "max_reject_fraction" in outcome.stderr and "decode: " in outcome.stderr
-    assert "Traceback" not in outcome.stderr and outcome.stderr.count("images rejected") == 1
+    assert "Traceback" not in outcome.stderr and outcome.stderr.count("images rejected") == 1, outcome.stderr
     nursery().predict(*line, "max_reject_fraction=1", ranks=ranks).expect(0)
     check_layout(output, rows=20, rejects=20)
 

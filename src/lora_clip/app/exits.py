@@ -78,6 +78,9 @@ def run_job(config: DictConfig) -> None:
         run(config, outputs)
 
 
+LOST_PEER = ("DistNetworkError", "DistStoreError", "DistBackendError")
+
+
 @contextmanager
 def guard() -> Iterator[None]:
     """Turn an error into its message and the process's exit; inside Hydra, before Hydra adds words of its own."""
@@ -166,7 +169,7 @@ def _report(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, LoraClipError):
         return _say(f"error: {_own_words(error)}", USER_ERROR, everywhere=isinstance(error, EACH_RANKS_OWN))
-    if "Connection closed by peer" in str(error):
+    if _is_lost_peer(error):
         return _say("error: another rank has ended, and said why. The same command goes on from there", USER_ERROR)
     if (message := configuration_message(error)) is not None:
         return _say(f"error: {message}", USER_ERROR)
@@ -177,6 +180,12 @@ def _report(error: BaseException) -> int:
         return _say(f"error: {_own_words(error)} ({advice}). The same command goes on from there", USER_ERROR, True)
     sys.excepthook(type(error), error, error.__traceback__)
     return 1
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether another rank is gone: gloo and the store of the process group have no one way to say so."""
+    said = any(words in str(error) for words in ("closed by peer", "reset by peer", "Connection refused"))
+    return type(error).__name__ in LOST_PEER or (said and ("gloo" in str(error).lower() or "peer" in str(error)))
 
 
 def _interruption(error: BaseException) -> tuple[str, int] | None:
