@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
 from lora_clip.models.module import EmbeddingModule
+from lora_clip.monitor import clock
 from lora_clip.monitor.callback import Monitor
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
 from lora_clip.output.notes import lowest_proof, take_notes
@@ -44,7 +44,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
 
     Raises a LoraClipError for everything that a user can mend.
     """
-    started = time.time()
+    started = clock.began()
     quiet_lightning()
     roots = [output.root for output in outputs]
     monitor, writer = Monitor(roots), EmbeddingWriter(roots, config.max_reject_fraction)
