@@ -242,6 +242,12 @@ class Config:
         "outputs"
     )
     resume: Annotated[Flag, "do only what is missing; false: discard what output_dir holds and begin anew"] = True
+    share: Annotated[
+        Flag, "true: several jobs may write to output_dir at once, and share the work; each is started with it"
+    ] = False
+    share_seconds: Annotated[
+        Seconds, "a job that was silent for so many seconds is given up by those it shares with"
+    ] = 60
     logger: Annotated[
         LoggerOf, "where the figures of the run go while it runs: one of Lightning's loggers; null: nowhere"
     ] = None

@@ -18,7 +18,7 @@ from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
 from lora_clip.config import FULL, read
 from lora_clip.diagnose import summary
-from lora_clip.errors import OutputError, TooManyRejectsError
+from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.inspection.pictures import Small
 from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
 from lora_clip.loading.stages import load_stages
@@ -30,9 +30,11 @@ from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
 from lora_clip.models.module import EmbeddingModule
 from lora_clip.monitor import clock
 from lora_clip.monitor.callback import Monitor
+from lora_clip.monitor.progress import clear_jobs
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
 from lora_clip.output.notes import lowest_proof, take_notes
 from lora_clip.output.session import OutputSession
+from lora_clip.output.share import RANKS
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.report.run import write_report
@@ -61,17 +63,32 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
         launch.predict(trainer, embedder, data)
         return
     with ExitStack() as stack:
-        sessions = [(output, stack.enter_context(OutputSession(output.root, config.resume))) for output in outputs]
+        seconds = sharing(config, outputs)
+        sessions = [(one, stack.enter_context(OutputSession(one.root, config.resume, seconds))) for one in outputs]
         job = plan(config, sessions, source, spec, settings)
         if job.plan.images or launch.torchrun_shape():
             data.plan = job.to_send()
-            monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
+            if not job.joins:
+                monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
             monitor.opening = lambda: opening(job, embedder)
             monitor.open_logger = lambda: launch.open_logger(config)
             launch.predict(trainer, embedder, data)
+        job.finish_shared()
         finish(job.counted(source), monitor, embedder, started, full=config.verify == FULL)
         if config.index:
             print(*map(add_index, roots), sep="\n", flush=True)
+
+
+def sharing(config: DictConfig, outputs: Sequence[Output]) -> float | None:
+    """After how long a silent job is given up where several share an output; None where none may.
+
+    Raises ConfigError for several outputs.
+    """
+    if not config.share:
+        return None
+    if len(outputs) > 1:
+        raise ConfigError("share=true takes one adapter: start the jobs once for each of model.adapter")
+    return float(config.share_seconds)
 
 
 def add_index(root: Path) -> str:
@@ -140,6 +157,7 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
         if verdict.sound:
             embedded = job.plan.images_each[number] > 0
             record(one, verdict, run_record, partial(adapter_of, number, one, embedder), embedded, small)
+            close_share(one)
     roots = [one.output.root for one in job.surveys]
     if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
         print(*notes, sep="\n")
@@ -173,6 +191,13 @@ def record(
         write_report(root, small)
     else:
         upgrade_manifest(root)
+
+
+def close_share(one: Survey) -> None:
+    """Clear away what jobs that shared an output have told one another; the last figures of dead ones too."""
+    if (share := one.session.share) is not None:
+        clear_jobs(one.output.root, lambda job: share.lives(job * RANKS))
+        one.session.close_share()
 
 
 def closing(roots: Sequence[Path], job: Job, verdicts: Sequence[Verdict]) -> str:

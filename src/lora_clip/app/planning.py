@@ -12,7 +12,8 @@ from lora_clip.app.outputs import Output, as_typed
 from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
 from lora_clip.loading.catalog import RecordedShards
-from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory
+from lora_clip.loading.claims import cell_size
+from lora_clip.loading.plan import Inventory, Plan, make_plan, take_inventory, where
 from lora_clip.models.compute import dtype_name
 from lora_clip.models.digests import digests, tokenizer_digest
 from lora_clip.output.provenance import INPUTS
@@ -54,6 +55,18 @@ class Job:
     settings: Settings
     max_reject_fraction: float
 
+    @property
+    def joins(self) -> bool:
+        """Whether it takes part in what another job has begun."""
+        return any(one.session.joined for one in self.surveys)
+
+    def finish_shared(self) -> None:
+        """Wait for the other jobs where several share the work, and do what nobody does."""
+        if self.plan.share is not None:
+            shards = {gap.shard for gap in self.plan.gaps}
+            wanted = self.surveys[0].wanted
+            self.surveys[0].session.finish_share({id_: wanted[id_] for id_ in shards})
+
     def to_send(self) -> Plan:
         """The plan as all ranks get it: shards by the file in which they stand, where they would have to be sent."""
         if self.settings.ranks == 1 or not self.plan.gaps:
@@ -73,6 +86,8 @@ def plan(
     settings: Settings,
 ) -> Job:  # fmt: skip
     """The job. Only after everything was found in order, for every output, is any directory touched."""
+    if sessions[0][1].joined:
+        return join(config, *sessions[0], source, spec, settings)
     surveys: list[Survey] = []
     for output, session in sessions:
         fingerprint = fingerprint_of(output, spec, config.data, settings)
@@ -80,8 +95,65 @@ def plan(
     surveys = share_counts(surveys)
     inventory = shared_inventory(surveys)
     done = [begin(one, inventory) for one in surveys]
-    hands = {"ranks": settings.ranks, "workers": settings.workers, "batch_size": settings.batch_size}
-    return Job(surveys, inventory, make_plan(inventory, *done, **hands), settings, config.max_reject_fraction)
+    made = make_plan(inventory, *done, **hands_of(settings))
+    if config.share and made.gaps:
+        about = {
+            **shared_settings(config, source, settings),
+            "targets": list(inventory.targets.items()),
+            "done": done[0],
+        }
+        made = replace(made, share=surveys[0].session.open_share(about), cell=about["cell"])
+    return Job(surveys, inventory, made, settings, config.max_reject_fraction)
+
+
+def hands_of(settings: Settings) -> dict[str, int]:
+    """How many ranks and workers take batches of which size."""
+    return {"ranks": settings.ranks, "workers": settings.workers, "batch_size": settings.batch_size}
+
+
+def shared_settings(config: DictConfig, source: Source, settings: Settings) -> dict[str, Any]:
+    """What must be the same in all jobs that share an output, besides its fingerprint, by the name of its key."""
+    batch_size = settings.batch_size
+    return {
+        "input": where(source), "data.limit": config.data.limit, "data.batch_size": batch_size,
+        "cell": cell_size(batch_size),
+    }  # fmt: skip
+
+
+def join(
+    config: DictConfig, output: Output, session: OutputSession, source: Source, spec: PreprocessSpec,
+    settings: Settings,
+) -> Job:  # fmt: skip
+    """The job as one of several that share an output: what the first has planned.
+
+    Raises OutputError where it would do something else.
+    """
+    fingerprint = fingerprint_of(output, spec, config.data, settings)
+    session.check(fingerprint)
+    assert session.share is not None
+    about = session.share.about or {}
+    _check_same(about, shared_settings(config, source, settings), session)
+    known = [Shard.from_json(line) for line in session.known_inputs()]
+    by_id = {shard.id: shard for shard in known}
+    targets = dict(about["targets"])
+    inventory = Inventory([by_id[id_] for id_ in targets], targets)
+    one = Survey(output, session, fingerprint, known, inventory, wanted_of(session, known, inventory))
+    done = {int(id_): ranges for id_, ranges in about["done"].items()}
+    made = make_plan(inventory, done, **hands_of(settings))
+    made = replace(made, share=session.share, cell=about["cell"])
+    return Job([one], inventory, made, settings, config.max_reject_fraction)
+
+
+def _check_same(about: Mapping[str, Any], own: Mapping[str, Any], session: OutputSession) -> None:
+    differing = [
+        f"  {key}: {about.get(key)} there, {value} here" for key, value in own.items() if about.get(key) != value
+    ]
+    if differing:
+        raise OutputError(
+            f"the jobs that share {session.root} do something else:\n"
+            + "\n".join(differing)
+            + "\nType the same for all"
+        )
 
 
 def fingerprint_of(output: Output, spec: PreprocessSpec, data: DictConfig, settings: Settings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, whatever happens: written under a temporary name, synced, then renamed.
 
 `replaced` for one file, `replace_together` for several that belong to one another, `write_text` for a few lines. What a
-process leaves that is killed on the way is a `.NAME.PID.tmp`, which `leftovers` finds.
+process leaves that is killed on the way is a `.NAME.PID-RANDOM.tmp`, which `leftovers` finds.
 """
 
 from __future__ import annotations
@@ -81,9 +81,32 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file and wait until it is on disk; one that was cut off before it stays a line of its own.
+
+    Raises OSError.
+    """
+    fresh = not path.exists()
+    with path.open("ab+") as file:
+        file.write(line + b"\n" if _ends_clean(path) else b"\n" + line + b"\n")
+        sync_file(file)
+    if fresh:
+        sync_folder(path.parent)
+
+
+def _ends_clean(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"", b"\n")
+
+
 def temporary_name(path: Path, folder: Path | None = None) -> Path:
-    """The name under which this process writes a file that is to become `path`, beside it or in a given folder."""
-    return (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    """A name under which to write a file that is to become `path`, beside it or in a given folder.
+
+    No other process has it: containers on several machines may all have the same number.
+    """
+    return (folder or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
 
 
 def leftovers(folder: Path) -> Iterator[Path]:

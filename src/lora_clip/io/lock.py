@@ -36,20 +36,39 @@ class FolderLock:
 
         A file system without locks is an OutputError too, unless the caller does not `insist`.
         """
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        if not self.try_claim(insist):
             raise OutputError(
                 f"another job is writing to {self.folder}: wait for it or stop it, or name another folder for this one"
-            ) from error
+            )
+
+    def try_claim(self, insist: bool = True) -> bool:
+        """The same, without an error where a process of another job is alive: whether none is."""
+        while True:
+            if not self._try(fcntl.LOCK_EX, insist):
+                return False
+            if self._is_current():
+                return True
+            self._reopen()
+
+    def try_share(self) -> bool:
+        """Hold the lock together with others, if nobody has claimed it; whether that is so."""
+        return self._try(fcntl.LOCK_SH, insist=True)
+
+    def let_go(self) -> None:
+        """Hold it no longer, but keep it at hand."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def _try(self, kind: int, insist: bool) -> bool:
+        try:
+            fcntl.lockf(self._descriptor, kind | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
         except OSError as error:
             if insist:
                 raise OutputError(
                     f"{self.folder} is on a file system without locks ({error.strerror}): use another one"
                 ) from error
-        if not self._is_current():
-            self._reopen()
-            self.claim(insist)
+        return True
 
     def share(self) -> None:
         """Hold the lock together with the job's other processes, until this one ends."""

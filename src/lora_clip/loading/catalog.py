@@ -64,8 +64,16 @@ class Catalog:
         return found if found.images != UNCOUNTED else self._count(found)
 
     def _count(self, shard: Shard) -> Shard:
-        self._counted[shard.id] = found = counted(self.source, shard)
-        self._listed_bytes[shard.id] = shard.bytes
+        return self._keep(counted(self.source, shard))
+
+    def learn(self, shard: Shard) -> None:
+        """Take it from another job how many images a shard has."""
+        self._counted.pop(shard.id, None)
+        self._keep(shard)
+
+    def _keep(self, found: Shard) -> Shard:
+        self._counted[found.id] = found
+        self._listed_bytes[found.id] = self.shards[found.id].bytes
         while len(self._counted) > KEPT:
             self._listed_bytes.pop(gone := next(iter(self._counted)))
             del self._counted[gone]

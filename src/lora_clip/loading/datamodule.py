@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from lora_clip.io.process import end_with_parent
 from lora_clip.loading.catalog import Catalog
+from lora_clip.loading.claims import ClaimingQueue, OneByOne
 from lora_clip.loading.counters import Counters
 from lora_clip.loading.dataset import Care, PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
@@ -28,6 +29,7 @@ from lora_clip.loading.queue import AgainFirst, SharedQueue, WorkQueue
 from lora_clip.loading.ring import Ring
 from lora_clip.loading.stages import Stage
 from lora_clip.loading.survive import Remains, SurvivingBatches
+from lora_clip.output.share import Heartbeat, Share
 from lora_clip.pixels.decode import EXACT
 from lora_clip.sources.base import Source
 from lora_clip.types import PixelBatch, PreprocessSpec
@@ -64,10 +66,14 @@ class PixelDataModule(LightningDataModule):
         self._counters: Counters | None = None
         self._served: Any = None
         self._begun: Iterator[PixelBatch] | None = None
+        self._share: Share | None = None
 
     def setup(self, stage: str) -> None:
         """Receive the plan of rank 0, and the counters by which all workers share it."""
         self.plan, self._counters, self._served = deal(self.plan)
+        if self.plan.share is not None and self.trainer is not None:
+            self._share = self.plan.share.rank(self.trainer.global_rank)
+            self._heartbeat = Heartbeat(self._share)  # before there is a worker that claims anything
 
     def first_images(self, images: int) -> torch.Tensor:
         """The pixels (N, C, H, W) of up to so many images of this rank, to try a model on before the job begins."""
@@ -83,13 +89,13 @@ class PixelDataModule(LightningDataModule):
         assert self._counters is not None
         self._begun = SurvivingBatches(self.loader, workers, self.batch_size, self.decode_seconds, self._counters.held)
 
-    def predict_dataloader(self) -> Iterator[PixelBatch]:
+    def predict_dataloader(self) -> Iterator[PixelBatch] | OneByOne:
         """The batches of this rank, as soon as any worker has one; the workers are those that `begin` started."""
         if self._begun is None:
             self.begin()
         begun, self._begun = self._begun, None
         assert begun is not None
-        return begun
+        return begun if self._share is None else OneByOne(begun)
 
     @property
     def workers(self) -> int:
@@ -129,9 +135,12 @@ class PixelDataModule(LightningDataModule):
     def _queue(self, worker: int, catalog: Catalog, care: Care) -> WorkQueue:
         """A worker's part of what comes again, and then what it gets of the shared work."""
         assert self._counters is not None and self.trainer is not None
-        note = partial(care.hands.take, worker)
+        note, again = partial(care.hands.take, worker), care.remains.ranges[worker :: self._plan.workers]
+        if self._share is not None:
+            drop = partial(care.hands.drop, worker)
+            return AgainFirst(again, ClaimingQueue(self._plan, self._share, worker, catalog, note, drop))
         shared = SharedQueue(self._plan, self._counters, self.trainer.global_rank, worker, catalog.images, note)
-        return AgainFirst(care.remains.ranges[worker :: self._plan.workers], shared)
+        return AgainFirst(again, shared)
 
     @property
     def _device_type(self) -> str:

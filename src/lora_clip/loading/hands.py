@@ -37,6 +37,10 @@ class Hands:
         row[at : at + 3] = work
         row[3] += 1
 
+    def drop(self, worker: int) -> None:
+        """Take back the range that was noted last: it is somebody else's."""
+        self._values_WV[worker, 3] -= 1
+
     def begin(self, worker: int, shard: int, position: int) -> None:
         """Note an image before it is decoded."""
         self._values_WV[worker, :3] = shard + 1, position, time.monotonic_ns()

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import redacted_text
 from lora_clip.loading.union import first_batch, union
+from lora_clip.output.share import Share
 from lora_clip.sources.base import Shard, Source, count_extensions, counted
 from lora_clip.types import UNCOUNTED, WorkRange
 
@@ -43,7 +44,7 @@ def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | Non
     if not found:
         left_out = count_extensions(shards)[1]
         passed_over = f"; data.image_key leaves out {dict(left_out)}" if left_out else ""
-        raise DataError(f"{_where(source)}: no image in it ({len(shards)} shards looked at{passed_over})")
+        raise DataError(f"{where(source)}: no image in it ({len(shards)} shards looked at{passed_over})")
     return Inventory(shards, targets_of(shards, limit))
 
 
@@ -71,7 +72,8 @@ def targets_of(shards: Iterable[Shard], limit: int | None) -> dict[int, int]:
     return targets
 
 
-def _where(source: Source) -> str:
+def where(source: Source) -> str:
+    """A source as it was typed, without what must not be told."""
     return redacted_text(", ".join(f"{name}={value}" for name, value in vars(source).items() if value is not None))
 
 
@@ -83,7 +85,8 @@ class Plan:
     about equal bytes, and `workers` is how many take work in each rank. A gap of an uncounted shard ends at UNCOUNTED.
     `targets` counts the wanted positions of each shard. `images` is how many the whole run embeds, `images_each` how
     many of them each output lacks: estimates unless `counted`. Batches that not all outputs lack have the numbers of
-    those that do in `only`. `bytes` adds up what is to be read.
+    those that do in `only`. `bytes` adds up what is to be read. Where jobs `share` the work, they take it by `cell`
+    images: `share` is as rank 0 of this one sees it.
     """
 
     shards: Mapping[int, Shard]
@@ -96,6 +99,8 @@ class Plan:
     images_each: Sequence[int]
     only: Mapping[WorkRange, frozenset[int]] = field(default_factory=dict)
     bytes: int = 0
+    share: Share | None = None
+    cell: int = 0
 
     @property
     def counted(self) -> bool:

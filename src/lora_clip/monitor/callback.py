@@ -21,7 +21,7 @@ from lora_clip.monitor.bar import INTERVAL, Bar
 from lora_clip.monitor.logs import LoggedFigures
 from lora_clip.monitor.meter import Machine, Meter
 from lora_clip.monitor.processes import Processes
-from lora_clip.monitor.progress import Counters, Progress
+from lora_clip.monitor.progress import Counters, Progress, clear_jobs
 from lora_clip.monitor.timeline import Timeline
 from lora_clip.types import PixelBatch
 
@@ -50,6 +50,7 @@ class Monitor(Callback):
     def clear(self, outputs: Iterable[int]) -> None:
         """Forget an earlier run's counters, and the timelines of outputs that get new ones; before any rank begins."""
         self.progress.clear()
+        clear_jobs(self.roots[0])
         for output in outputs:
             timeline.clear(self.roots[output])
 
@@ -70,7 +71,10 @@ class Monitor(Callback):
         assert self._processes is not None
         self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
         rank, roots = trainer.global_rank, [self.roots[output] for output in sorted(data.plan.needed)]
-        lines = [Timeline(root, rank, data.num_workers) for root in roots]
+        number = rank
+        if (share := data.plan.share) is not None:
+            number, self.progress = share.rank(rank).me, Progress(self.roots[0], share.job)
+        lines = [Timeline(root, number, data.num_workers) for root in roots]
         self._watch = Watch(rank, trainer.world_size, self._meter, self.progress, lines, self._bar)
         self._watch.start()
 
@@ -129,7 +133,7 @@ class Monitor(Callback):
         """The final figures of all ranks; for rank 0, after all have ended."""
         ranks = self.progress.read()
         if self._bar is not None:
-            self._bar.show(ranks)
+            self._bar.show(self.progress.read_all())
         self.close()
         self.progress.clear()
         return ranks
@@ -188,4 +192,4 @@ class Watch(threading.Thread):
                 if ended or line.due(counters):
                     line.write(counters)
             if self._bar is not None:
-                self._bar.show(self._progress.read(self._ranks))
+                self._bar.show(self._progress.read_all(self._ranks))

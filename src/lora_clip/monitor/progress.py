@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 UNKNOWN = float("nan")
@@ -73,10 +73,11 @@ ROW = struct.Struct(f"<{len(fields(Counters))}d")
 
 
 class Progress:
-    """The file of counters, one row a rank."""
+    """The file of counters, one row a rank; each of several `job`s that share an output has one."""
 
-    def __init__(self, output_dir: Path) -> None:
-        self.path = output_dir / ".progress"
+    def __init__(self, output_dir: Path, job: int | None = None) -> None:
+        self.path = output_dir / (".progress" if job is None else f".progress-{job:05d}")
+        self._others: dict[Path, list[Counters]] = {}
 
     def write(self, rank: int, counters: Counters) -> None:
         """Replace a rank's row. Raises OSError."""
@@ -88,13 +89,36 @@ class Progress:
 
     def read(self, ranks: int = 0) -> list[Counters]:
         """The rows by rank; of `ranks` ranks, those that have told nothing yet have counted nothing."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        rows = [Counters(*values) for values in ROW.iter_unpack(data[: len(data) // ROW.size * ROW.size])]
+        rows = _rows(self.path)
         return rows + [Counters() for _ in range(ranks - len(rows))]
+
+    def read_all(self, ranks: int = 0) -> list[Counters]:
+        """The same, and then the rows of other jobs that share the output, as they were last seen.
+
+        All are marked as ended: a rank of theirs that is idle is told by them.
+        """
+        for path in sorted({*self.path.parent.glob(".progress-*")} - {self.path}):
+            self._others[path] = [replace(row, ended=1) for row in _rows(path)] or self._others.get(path, [])
+        return [*self.read(ranks), *(row for rows in self._others.values() for row in rows)]
 
     def clear(self) -> None:
         """Forget an earlier run's rows."""
         self.path.unlink(missing_ok=True)
+
+
+def clear_jobs(output_dir: Path, lives: Callable[[int], bool] = lambda job: False) -> None:
+    """Forget what jobs that do not live any more have counted."""
+    for path in output_dir.glob(".progress-*"):
+        if not lives(int(path.name.rpartition("-")[2])):
+            path.unlink(missing_ok=True)
+
+
+def _rows(path: Path) -> list[Counters]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [Counters(*values) for values in ROW.iter_unpack(data[: len(data) // ROW.size * ROW.size])]
 
 
 def total(ranks: Sequence[Counters], name: str) -> float:

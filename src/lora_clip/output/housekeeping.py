@@ -9,12 +9,14 @@ from pathlib import Path
 from lora_clip.io.atomic import leftovers, make_folder, storage_error, sync_folder
 from lora_clip.output.layout import COMMIT_ORDER, SUFFIXES, Layout
 from lora_clip.output.ledger import CommittedRange, covers, prefix, work_of
+from lora_clip.output.share import FOLDER
+from lora_clip.output.sharing import dissolve
 from lora_clip.output.snapshot import Snapshot
 from lora_clip.output.store import Store
 
 OUTDATED = ("manifest.json", "report.html")
 """What no longer holds once more is wanted than there is."""
-FOLDERS = (*SUFFIXES, "parts", "ranks", "timeline", "index")
+FOLDERS = (*SUFFIXES, "parts", "ranks", "timeline", "index", FOLDER)
 FILES = (*OUTDATED, "search.html", "compare.html", "labels.parquet", "inputs.jsonl", "fingerprint.json", "runs.jsonl")
 
 
@@ -26,6 +28,8 @@ def recover(store: Store, targets: Mapping[int, int], before: Snapshot | None = 
     Raises StorageError.
     """
     before = before or store.snapshot()
+    if dissolve(store):
+        before = store.snapshot()
     ranges = before.committed
     short = [found[0] for shard, found in ranges.items() if found[0].final and found[0].stop < targets.get(shard, 0)]
     try:

@@ -31,9 +31,9 @@ class Layout:
         """Where a finished shard's file of a kind (img_emb, text_emb, metadata, rejects) stands."""
         return self.root / kind / file_name(kind, shard)
 
-    def range_path(self, kind: str, work: WorkRange) -> Path:
+    def range_path(self, kind: str, work: WorkRange, tag: str = "") -> Path:
         """Where a range's file of a kind stands until its shard is assembled."""
-        return self.parts / range_name(kind, work)
+        return self.parts / range_name(kind, work, tag)
 
 
 def file_name(kind: str, shard: int) -> str:
@@ -41,9 +41,9 @@ def file_name(kind: str, shard: int) -> str:
     return f"{kind}_{shard:06d}.{SUFFIXES[kind]}"
 
 
-def range_name(kind: str, work: WorkRange) -> str:
-    """The name of a range's file."""
-    return f"{kind}_{work.shard:06d}_{work.start:09d}-{work.stop:09d}.{SUFFIXES[kind]}"
+def range_name(kind: str, work: WorkRange, tag: str = "") -> str:
+    """The name of a range's file; `tag` tells apart those of jobs that have made the same range."""
+    return f"{kind}_{work.shard:06d}_{work.start:09d}-{work.stop:09d}{tag and f'_{tag}'}.{SUFFIXES[kind]}"
 
 
 def check_format(path: Path, found: object) -> None:

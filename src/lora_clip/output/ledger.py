@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lora_clip.io.atomic import make_folder, sync_file, sync_folder
+from lora_clip.io.atomic import append_line, make_folder
 from lora_clip.types import WorkRange
 
 
@@ -25,7 +25,8 @@ class CommittedRange:
 
     `final` says that the files were put into their final folders. `seconds` is the time from the range's first batch to
     its commit, `finished` the UTC time of the commit, `sizes` the files' bytes (format 1 knew none). Where texts are
-    embedded, `captions` says how many of the rows have one.
+    embedded, `captions` says how many of the rows have one. `tag` is in the names of its files where several jobs may
+    have made the same range.
     """
 
     shard: int
@@ -39,6 +40,7 @@ class CommittedRange:
     finished: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     captions: int = 0
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,13 @@ class Ledger:
 
     def append(self, rank: int, entry: CommittedRange) -> None:
         """Add a line and wait until it is on disk."""
-        self._append(rank, asdict(entry))
+        self._append(rank, line_of(entry))
+
+    def append_all(self, rank: int, entries: Iterable[CommittedRange]) -> None:
+        """Add several lines."""
+        if lines := [json.dumps(line_of(entry)).encode() for entry in entries]:
+            make_folder(self.folder)
+            append_line(self.folder / f"rank_{rank:05d}.jsonl", b"\n".join(lines))
 
     def append_counted(self, rank: int, shard: Mapping[str, Any]) -> None:
         """The same of what counting a shard told."""
@@ -70,14 +78,7 @@ class Ledger:
 
     def _append(self, rank: int, record: Mapping[str, Any]) -> None:
         make_folder(self.folder)
-        path = self.folder / f"rank_{rank:05d}.jsonl"
-        fresh = not path.exists()
-        with path.open("ab+") as file:
-            line = json.dumps(record).encode() + b"\n"
-            file.write(line if _ends_clean(path) else b"\n" + line)
-            sync_file(file)
-        if fresh:
-            sync_folder(self.folder)
+        append_line(self.folder / f"rank_{rank:05d}.jsonl", json.dumps(record).encode())
 
     def ranges(self) -> list[CommittedRange]:
         """All committed ranges of all ranks and runs, in no particular order."""
@@ -125,19 +126,21 @@ COUNTED = b'{"counted": '
 FIELDS = tuple(field.name for field in fields(CommittedRange))
 
 
-def _ends_clean(path: Path) -> bool:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 1))
-        return file.read(1) in (b"", b"\n")
-
-
 def _parse(line: bytes) -> CommittedRange | None:
     try:
-        record = json.loads(line)
-        return CommittedRange(**{name: record[name] for name in FIELDS if name in record})
+        return range_of(json.loads(line))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def range_of(record: Mapping[str, Any]) -> CommittedRange:
+    """The range that a line tells of. Raises TypeError where it is none."""
+    return CommittedRange(**{name: record[name] for name in FIELDS if name in record})
+
+
+def line_of(entry: CommittedRange) -> dict[str, Any]:
+    """The line of a range."""
+    return asdict(entry)
 
 
 def by_shard(ranges: Iterable[CommittedRange]) -> dict[int, list[CommittedRange]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lora_clip.io.atomic import write_text
+from lora_clip.io.atomic import append_line, storage_error
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,12 @@ def _parse(line: str) -> RunNotes | None:
 def add_notes(root: Path, notes: RunNotes, proof: Mapping[str, Any] | None = None) -> None:
     """Add a run's line, with how close its network came to float32 where that is known."""
     path = root / "runs.jsonl"
-    before = path.read_text() if path.exists() else ""
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    write_text(path, before + json.dumps({"started": started, **asdict(notes), "proof": proof}) + "\n")
+    line = json.dumps({"started": started, **asdict(notes), "proof": proof}).encode()
+    try:
+        append_line(path, line)  # other jobs may do the same
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def lowest_proof(root: Path) -> dict[str, Any] | None:

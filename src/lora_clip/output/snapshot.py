@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lora_clip.output.layout import SUFFIXES, Layout, file_name, range_name
 from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, prefix, prefix_length, work_of
+from lora_clip.output.share import shared_ranges
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Snapshot:
         """The same as a folder below the root and a name in it."""
         if entry.final and not self._in_parts(kind, entry):
             return kind, file_name(kind, entry.shard)
-        return "parts", range_name(kind, work_of(entry))
+        return "parts", range_name(kind, work_of(entry), entry.tag)
 
     def size(self, kind: str, entry: CommittedRange) -> int:
         """The bytes of a committed range's file. Raises OSError where it has gone since."""
@@ -81,14 +82,18 @@ class Snapshot:
 
     def _in_parts(self, kind: str, entry: CommittedRange) -> bool:
         # nearly always empty: no name is made up for each of a million files to find that out
-        return bool(self.files["parts"]) and range_name(kind, work_of(entry)) in self.files["parts"]
+        return bool(self.files["parts"]) and range_name(kind, work_of(entry), entry.tag) in self.files["parts"]
 
 
 def take_snapshot(layout: Layout, ledger: Ledger) -> Snapshot:
     """The output as it is now; of the ledger only what was appended since `ledger` last read it is parsed."""
-    lines = ledger.ranges()  # before the folders: a file is there before its line
+    # before the folders: a file is there before its line; what is in shared/ goes when it stands in the ledger
+    lines = [*shared_ranges(layout.root), *ledger.ranges()]
     return Snapshot(layout, lines, {name: _list(layout.root / name) for name in (*SUFFIXES, "parts")})
 
 
 def _list(folder: Path) -> dict[str, os.DirEntry[str]]:
-    return {entry.name: entry for entry in os.scandir(folder)} if folder.is_dir() else {}
+    try:
+        return {entry.name: entry for entry in os.scandir(folder)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}

@@ -57,6 +57,10 @@ class Store(Layout):
         super().__init__(root)
         self.ledger = Ledger(root / "ranks")
 
+    def tag(self) -> str:
+        """What tells the files of a range from those that another job makes of the same one."""
+        return ""
+
     def snapshot(self) -> Snapshot:
         """What is committed, and there, now."""
         return take_snapshot(self, self.ledger)
@@ -82,10 +86,11 @@ class Store(Layout):
             for kind, array_ND in arrays.items():
                 assert len(array_ND) == len(rows)
                 writers[kind] = partial(write_npy, [array_ND], array_ND.shape, array_ND.dtype)
-        targets = {kind: self.path(kind, work.shard) if final else self.range_path(kind, work) for kind in writers}
+        tag = "" if final else self.tag()
+        targets = {kind: self.path(kind, work.shard) if final else self.range_path(kind, work, tag) for kind in writers}
         written = self._commit_files(targets, writers)
         captions = 0 if texts_ND is None else sum(bool(row.text) for row in rows)
-        return self._commit_line(rank, work, Counts(len(rows), len(rejects), captions), written, final, seconds)
+        return self._commit_line(rank, work, Counts(len(rows), len(rejects), captions), written, final, seconds, tag)
 
     def inputs(self) -> list[dict[str, Any]]:
         """The input's shards as they were recorded, with what runs have counted of them since."""
@@ -127,7 +132,7 @@ class Store(Layout):
         try:
             for entry in ranges:
                 for kind in entry.checksums:
-                    self.range_path(kind, work_of(entry)).unlink(missing_ok=True)
+                    self.range_path(kind, work_of(entry), entry.tag).unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(self.parts, error) from error
 
@@ -143,15 +148,21 @@ class Store(Layout):
         return _Written({kind: f.sha256 for kind, f in found.items()}, {kind: f.size for kind, f in found.items()})
 
     def _commit_line(
-        self, rank: int, work: WorkRange, counts: Counts, written: _Written, final: bool, seconds: float
+        self, rank: int, work: WorkRange, counts: Counts, written: _Written, final: bool, seconds: float, tag: str = ""
     ) -> CommittedRange:
         """What makes it count: after this line the range is committed, before it never was."""
         finished = datetime.now(UTC).isoformat(timespec="microseconds")
         checksums, sizes = written.checksums, written.sizes
         rows, rejects, captions = counts
-        entry = CommittedRange(*work, rows, rejects, checksums, final, round(seconds, 3), finished, sizes, captions)
+        entry = CommittedRange(
+            *work, rows, rejects, checksums, final, round(seconds, 3), finished, sizes, captions, tag
+        )
         try:
-            self.ledger.append(rank, entry)
+            self._tell(rank, entry)
         except OSError as error:
             raise storage_error(self.ledger.folder, error) from error
         return entry
+
+    def _tell(self, rank: int, entry: CommittedRange) -> None:
+        """Say that a range is committed: nothing else is."""
+        self.ledger.append(rank, entry)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lora_clip.errors import TooManyRejectsError
 from lora_clip.io.lock import FolderLock
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
+from lora_clip.output.sharing import DoneByAnotherError, SharedStore, finish_shard
 from lora_clip.output.store import Store
 from lora_clip.output.tables import is_unit, norms
 from lora_clip.types import UNCOUNTED, EmbeddedBatch, ImageRow, Reject, WorkRange
@@ -53,8 +55,8 @@ class RangeCommitter:
         self.seen = self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
         self._open: dict[WorkRange, _OpenRange] = {}
-        self._before = store.snapshot()
-        self._ranges = {shard: list(found) for shard, found in self._before.committed.items() if shard in targets}
+        self.before = store.snapshot()
+        self._ranges = {shard: list(found) for shard, found in self.before.committed.items() if shard in targets}
 
     def add(self, batch: EmbeddedBatch) -> None:
         """Take a batch whose embeddings are on the CPU; its range's last batch commits the range."""
@@ -89,7 +91,7 @@ class RangeCommitter:
             )
 
     def _commit(self, work: WorkRange, gathered: _OpenRange) -> None:
-        whole = work.start == 0 and work.stop == self.targets[work.shard]
+        whole = self._is_whole(work)
         seconds = time.perf_counter() - gathered.started
         rejects = sorted(gathered.rejects, key=lambda reject: reject.position)
         embeddings_ND = np.concatenate(gathered.embeddings)
@@ -98,12 +100,32 @@ class RangeCommitter:
         if not whole:
             self._finish(work.shard, entry)
 
+    def _is_whole(self, work: WorkRange) -> bool:
+        """Whether a range is all of its shard, and goes into the final folders at once."""
+        return work.start == 0 and work.stop == self.targets[work.shard]
+
     def _finish(self, shard: int, entry: CommittedRange) -> None:
         """Assemble the shard if this rank has the last of it; what several ranks have shared is left to rank 0."""
         ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
         self._ranges[shard] = ranges
         if covers(ranges, self.targets[shard]):
-            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)), self._before)
+            self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)), self.before)
+
+
+class CellCommitter(RangeCommitter):
+    """The same beside other jobs that write to the output: the shards are put together from all that they commit."""
+
+    store: SharedStore
+
+    def _is_whole(self, work: WorkRange) -> bool:
+        return False
+
+    def _commit(self, work: WorkRange, gathered: _OpenRange) -> None:
+        with suppress(DoneByAnotherError):
+            super()._commit(work, gathered)
+
+    def _finish(self, shard: int, entry: CommittedRange) -> None:
+        finish_shard(self.store, self.before, shard, self.targets[shard])
 
 
 def _sound_rows(
@@ -161,6 +183,14 @@ def _hand_over(output: int, batch: EmbeddedBatch) -> _Handed:
     return _Handed(output, replace(batch, embeddings_BD=on_host_BD, texts_BD=texts_BD), event)
 
 
+def committer_of(plan: Any, root: Path, rank: int, images: int, max_reject_fraction: float) -> RangeCommitter:
+    """What commits a rank's ranges of an output: alone, or as one of several jobs that share the work."""
+    if plan.share is None:
+        return RangeCommitter(Store(root), rank, plan.targets, images, max_reject_fraction)
+    store = SharedStore(root, plan.share.rank(rank))
+    return CellCommitter(store, store.share.me, plan.targets, images, max_reject_fraction)
+
+
 class EmbeddingWriter(BasePredictionWriter):
     """Saves the embeddings of its rank into every output, by the contract of `Store`, on a thread of its own.
 
@@ -183,7 +213,7 @@ class EmbeddingWriter(BasePredictionWriter):
             lock.share()
         plan, rank = trainer.datamodule.plan, trainer.global_rank  # type: ignore[attr-defined]
         committers = [
-            RangeCommitter(Store(root), rank, plan.targets, images, self.max_reject_fraction)
+            committer_of(plan, root, rank, images, self.max_reject_fraction)
             for root, images in zip(self.output_dirs, plan.images_each, strict=True)
         ]
         self._thread = threading.Thread(target=self._write, args=(committers,), name="writer", daemon=True)
