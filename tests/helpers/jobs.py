@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import socket
@@ -181,7 +180,7 @@ def predict(*overrides: object, **options: Any) -> Outcome:
 
 
 class Nursery:
-    """A process with the imports done, that forks jobs, one after the other."""
+    """A process with the imports done, that forks jobs, several at once too."""
 
     def __init__(self) -> None:
         line = [sys.executable, "-P", str(NURSERY)]  # -P: the tests' helpers are no packages that the job may import
@@ -214,18 +213,18 @@ class Nursery:
             "ranks": ranks,
             "port": free_port(),
             "environment": dict(more or {}),
-            **{name: str(logs / name) for name in ("stdout", "stderr")},
+            **{name: str(logs / name) for name in ("stdout", "stderr", "status")},
         }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         pid, started = int(self._answer()), time.monotonic()
-        return Job(pid, lambda seconds: self._status(pid, started + seconds), logs)
+        return Job(pid, lambda seconds: self._status(pid, logs / "status", started + seconds), logs)
 
-    def _status(self, pid: int, end: float) -> int:
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+    def _status(self, pid: int, file: Path, end: float) -> int:
+        if not wait_for(file.exists, max(0.0, end - time.monotonic())):
             os.killpg(pid, signal.SIGKILL)
-        return int(self._answer())
+            assert wait_for(file.exists)
+        return int(file.read_text())
 
     def predict(self, *overrides: object, **options: Any) -> Outcome:
         """Run a job to its end."""

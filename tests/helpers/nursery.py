@@ -1,8 +1,8 @@
 """A process that does a job's imports once, and then forks jobs: `python -P nursery.py`, an order a line on stdin.
 
-An order is JSON: `arguments` (a script and what follows it), `folder`, `ranks`, `port`, `stdout` and `stderr` (paths).
-It is answered with the job's pid, and at its end with its status. For several ranks it does what torchrun does: it
-sets the variables, and ends all ranks when one fails.
+An order is JSON: `arguments` (a script and what follows it), `folder`, `ranks`, `port`, `stdout`, `stderr` and `status`
+(paths). It is answered with the job's pid; the job's status stands in its file when it has ended. For several ranks it
+does what torchrun does: it sets the variables, and ends all ranks when one fails.
 """
 
 from __future__ import annotations
@@ -14,24 +14,55 @@ import runpy
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 Order = Mapping[str, Any]
 
 
+class Ended:
+    """The jobs that have ended, told as soon as it is known where."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, Path] = {}
+        self.statuses: dict[int, int] = {}
+
+    def reap(self, *_: object) -> None:
+        """Of all that have ended; for SIGCHLD."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self.statuses[ended[0]] = os.waitstatus_to_exitcode(ended[1])
+        self.tell()
+
+    def tell(self) -> None:
+        """Write the statuses down, each in one step."""
+        for pid in [pid for pid in self.statuses if pid in self.files]:
+            file, status = self.files.pop(pid), self.statuses.pop(pid)
+            unfinished = file.with_suffix(".unfinished")
+            unfinished.write_text(str(status))
+            unfinished.replace(file)
+
+
 def serve() -> None:
-    """Fork a job for every order, one after the other."""
+    """Fork a job for every order; several may be there at once."""
+    ended = Ended()
+    signal.signal(signal.SIGCHLD, ended.reap)
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if not (pid := os.fork()):
             become(order)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        ended.files[pid] = Path(order["status"])
+        ended.tell()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def become(order: Order) -> NoReturn:
     """Be the job: in a session of its own, with its output in files."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     for stream, path in ((1, order["stdout"]), (2, order["stderr"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)

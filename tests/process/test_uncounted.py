@@ -102,3 +102,15 @@ def test_too_many_rejects_of_an_input_that_is_not_counted_end_the_run(shards: Pa
     write_tar(folder / "1.tar", {f"{i}.jpg": b"no image" for i in range(400)} | {"x.bin": bytes(SMALL)})
     outcome = nursery().predict(*SETTINGS, f"data.shards={folder}", f"output_dir={tmp_path / 'out'}")
     assert outcome.status == 2 and "images rejected, more than max_reject_fraction allows" in outcome.stderr
+
+
+def test_jobs_that_share_it_count_each_shard_once_and_write_the_same(
+    shards: Path, expected: Path, tmp_path: Path
+) -> None:
+    output, typed = tmp_path / "output", (f"data.shards={shards}", "share=true", "data.num_workers=1")
+    jobs = [nursery().start(*SETTINGS, f"output_dir={output}", *typed, ranks=ranks) for ranks in (1, 2)]
+    for job in jobs:
+        job.wait().expect(0)
+    assert snapshot(output) == snapshot(expected)
+    assert provenance.read_inputs(output) == provenance.read_inputs(expected)
+    assert set(counted_lines(output)) == {2, 3, 4, 5}

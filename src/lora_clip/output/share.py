@@ -152,12 +152,17 @@ class Share:
         return not stuck and self.lives(self._members[claim])
 
     def _take(self, shard: int, name: str) -> bool:
+        if self.is_finished(shard):
+            return False
         try:
             self._of(shard).mkdir(exist_ok=True)
-            # `finished` is said before a shard's folder goes: who has made it anew finds out here
-            return create_new(self._of(shard) / name, str(self.me).encode(), False) and not self.is_finished(shard)
+            taken = create_new(self._of(shard) / name, str(self.me).encode(), durable=False)
         except FileNotFoundError:
             return False
+        if self.is_finished(shard):  # that is said before a shard's folder goes, and so before it was made anew here
+            shutil.rmtree(self._of(shard), ignore_errors=True)
+            return False
+        return taken
 
     def count(self, shard: Mapping[str, Any]) -> None:
         """Tell what counting a shard has found, as plain JSON; who was first is believed."""
@@ -173,7 +178,9 @@ class Share:
 
     def commit(self, entry: CommittedRange) -> bool:
         """Say that a range is done, its files being on disk; False where another job has done it, and said so."""
-        return self._say(entry.shard, unit_of(WorkRange(entry.shard, entry.start, entry.stop)) + DONE, line_of(entry))
+        return not self.is_finished(entry.shard) and self._say(
+            entry.shard, unit_of(WorkRange(entry.shard, entry.start, entry.stop)) + DONE, line_of(entry)
+        )
 
     def _say(self, shard: int, name: str, record: Mapping[str, Any]) -> bool:
         try:

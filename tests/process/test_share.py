@@ -1,0 +1,157 @@
+"""Several jobs on one output, without a rendezvous: they share the work, whatever is killed or frozen among them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helpers.jobs import Job, check_layout, everything, new_folder, nursery, snapshot, start, uninterrupted, wait_for
+
+IMAGES = 400
+SLOW = ("data.batch_size=4", "data.num_workers=1")
+SHARE = ("share=true", "share_seconds=2", *SLOW)
+"""Short enough for a test to wait for; a job that is given up only since the machine is slow costs double work."""
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    """The jobs of a test, none of which outlives it."""
+    started: list[Job] = []
+    yield started
+    for job in started:
+        job.signal_all(signal.SIGKILL)
+
+
+def share(output: Path, ranks: int = 1) -> Job:
+    return nursery().start(f"output_dir={output}", *SHARE, ranks=ranks)
+
+
+def is_shared(output: Path) -> bool:
+    return (output / "shared" / "share.json").exists()
+
+
+def cells(output: Path) -> int:
+    """How many cells are committed, of shards that are not finished, and how many of these there are."""
+    found = [path.name for path in (output / "shared").rglob("*")] if is_shared(output) else []
+    return sum(name.endswith((".done", ".finished")) for name in found)
+
+
+def check(output: Path) -> None:
+    """Assert that the output is that of a job alone, and that nothing else is left."""
+    assert snapshot(output) == snapshot(uninterrupted(*SLOW))
+    check_layout(output, rows=IMAGES)
+    left = {name for name in everything(output) if "rank_" not in name}
+    assert left == {name for name in everything(uninterrupted(*SLOW)) if "rank_" not in name}
+
+
+def test_three_jobs_at_once(jobs: list[Job]) -> None:
+    output = new_folder() / "deep" / "output"
+    jobs += [share(output) for _ in range(3)]
+    outcomes = [job.wait().expect(0) for job in jobs]
+    check(output)
+    assert all("400 embeddings" in one.stdout for one in outcomes)
+    again = share(output)
+    assert "nothing is missing" in again.wait().expect(0).stdout
+
+
+def test_a_job_joins_and_the_first_is_killed(jobs: list[Job]) -> None:
+    output = new_folder() / "output"
+    jobs.append(share(output))
+    assert wait_for(lambda: cells(output) >= 1)
+    jobs.append(share(output, ranks=2))
+    assert wait_for(lambda: (output / "shared" / "members" / f"{10_001:09d}").exists())
+    jobs[0].signal_all(signal.SIGKILL)
+    jobs[1].wait().expect(0)
+    check(output)
+
+
+def test_all_are_killed_and_one_goes_on_alone(jobs: list[Job]) -> None:
+    output = new_folder() / "output"
+    jobs += [share(output) for _ in range(2)]
+    assert wait_for(lambda: cells(output) >= 3)
+    for job in jobs:
+        job.signal_all(signal.SIGKILL)
+        assert job.gone()
+    nursery().predict(f"output_dir={output}", *SLOW).expect(0)
+    check(output)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_and_freezes_at_random_moments(seed: int, jobs: list[Job]) -> None:
+    chance, output = random.Random(seed), new_folder() / "output"
+    jobs += [share(output) for _ in range(2)]
+    frozen: list[psutil.Process] = []
+    for _ in range(3):
+        wait_for(lambda: cells(output) > chance.randint(0, 12), seconds=chance.uniform(0.5, 4))
+        victim = chance.choice(jobs)
+        if chance.random() < 0.5:
+            frozen += freeze(victim)
+        else:
+            victim.signal_all(signal.SIGKILL)
+        jobs.append(share(output))
+    for process in frozen:  # what goes on then has missed a lot
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+    statuses = [job.wait().status for job in jobs]
+    assert statuses[-1] == 0 and set(statuses) <= {0, -signal.SIGKILL}, [job.stderr[-2000:] for job in jobs]
+    check(output)
+
+
+def freeze(job: Job) -> list[psutil.Process]:
+    """Stop all processes of a job, and let what shares its work believe that it is dead."""
+    members = job.members()
+    for process in members:
+        with contextlib.suppress(psutil.Error):
+            process.suspend()
+    return members
+
+
+def test_a_frozen_job_is_not_waited_for(jobs: list[Job]) -> None:
+    output = new_folder() / "output"
+    jobs.append(share(output))
+    assert wait_for(lambda: cells(output) >= 2)
+    frozen = freeze(jobs[0])
+    jobs.append(share(output))
+    jobs[1].wait().expect(0)
+    check(output)
+    for process in frozen:
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+    jobs[0].wait().expect(0)
+    check(output)
+
+
+def test_what_does_not_belong_together_is_refused(jobs: list[Job]) -> None:
+    output = new_folder() / "output"
+    jobs.append(share(output))
+    assert wait_for(lambda: is_shared(output))
+    frozen = freeze(jobs[0])  # it is there as long as the others take
+    for typed, said in (
+        (("data.limit=20", *SHARE), "data.limit: None there, 20 here"),
+        (("share=true", "data.num_workers=1", "data.batch_size=8"), "data.batch_size: 4 there, 8 here"),
+        (("output.dtype=float32", *SHARE), "output_dtype: float16 there, float32 wanted"),
+        (SLOW, "another job is writing to"),
+    ):
+        assert said in nursery().predict(f"output_dir={output}", *typed).expect(2).stderr
+    several = nursery().predict(f"output_dir={new_folder()}", *SHARE, "model.adapter=[null,${demo:adapter}]")
+    assert "share=true takes one adapter" in several.expect(2).stderr
+    for process in frozen:
+        process.resume()
+    jobs[0].wait().expect(0)
+    check(output)
+
+
+def test_ranks_of_torchrun_beside_another_job(jobs: list[Job]) -> None:
+    output = new_folder() / "output"
+    jobs.append(start(f"output_dir={output}", *SHARE, ranks=2, launcher="torchrun"))
+    assert wait_for(lambda: is_shared(output))
+    jobs.append(share(output))
+    for job in jobs:
+        job.wait().expect(0)
+    check(output)
