@@ -14,7 +14,7 @@ from lora_clip.config import KEYS, OPTIONS
 PROJECT = Path(__file__).parents[2]
 FILES = sorted((PROJECT / "examples/clusters").iterdir())
 PAGE = (PROJECT / "docs/clusters.md").read_text()
-ASSIGNED = re.compile(r"(?<![\w.\-$])((?:data|model|trainer|output|logger)(?:\.\w+)?|output_dir|index|resume)=")
+ASSIGNED = re.compile(r"(?<![\w.\-$])((?:data|model|trainer|output|logger)(?:\.\w+)?|output_dir|index|resume|share)=")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",
     "trainer.profiler": None,
+    "share": False, "share_seconds": 60,
     "embed": ["image"], "output_dir": "outputs", "resume": True, "logger": None, "index": False, "verify": "sample",
     "max_reject_fraction": 0.5,
     "data.shards": str(DEMO / "shards"), "model.adapter": str(DEMO / "adapter"),

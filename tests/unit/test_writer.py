@@ -164,7 +164,7 @@ def test_too_many_rejects_end_the_run_and_say_why() -> None:
 
 def trainer_for(root: Path, sizes: dict[int, int]) -> pl.Trainer:
     """As much of a Trainer as the writer looks at."""
-    plan = SimpleNamespace(targets=sizes, local=frozenset(sizes), images_each=[sum(sizes.values())])
+    plan = SimpleNamespace(share=None, targets=sizes, local=frozenset(sizes), images_each=[sum(sizes.values())])
     return cast(pl.Trainer, SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(plan=plan)))
 
 

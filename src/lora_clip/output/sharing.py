@@ -138,7 +138,7 @@ def dissolve(store: Store) -> bool:
     was_shared = not share.is_over
     try:
         store.ledger.append_all(0, shared_ranges(store.root))
+        share.end()
     except OSError as error:
-        raise storage_error(store.ledger.folder, error) from error
-    share.end()
+        raise storage_error(store.root, error) from error
     return was_shared
