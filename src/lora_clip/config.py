@@ -119,7 +119,7 @@ Adapters = Annotated[
 Embedded = Annotated[
     Any, Takes("image or [image,text] (texts alone, a file with one a line: lora-clip embed-text FILE)", is_embed)
 ]
-Decoding = Annotated[Any, Takes("exact or fast", one_of("exact", "fast"))]
+Decoding = Annotated[Any, Takes("exact, fast or gpu", one_of("exact", "fast", "gpu"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 ComputeType = Annotated[
     Any,
@@ -164,7 +164,9 @@ class Data:
     )
     limit: Annotated[Limit, "only the first so many images, in input order"] = None
     decode: Annotated[
-        Decoding, "fast: JPEGs much larger than the model's input are decoded at a part of their size"
+        Decoding,
+        "fast: JPEGs much larger than the model's input are decoded at a part of their size; "
+        "gpu: ordinary JPEGs on the GPU, by nvJPEG",
     ] = "exact"
     decode_seconds: Annotated[Seconds, "an image that takes its decoder longer than so many seconds is rejected"] = 120
     orientation: Annotated[

@@ -11,6 +11,7 @@ from lora_clip.errors import ConfigError
 SEARCH = "lora-clip[search]"
 QUANTIZATION = "lora-clip[quantization]"
 EXPORT = "lora-clip[export]"
+GPU = "lora-clip[gpu]"
 
 
 def installed(module: str) -> bool:

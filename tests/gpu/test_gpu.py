@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.images import jpeg
 from helpers.jobs import check_layout, new_folder, predict, snapshot, start, uninterrupted, wait_for
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.monitor.devices import open_gauge
 from lora_clip.monitor.stopwatch import DeviceStopwatch
 from lora_clip.output.writer import _hand_over
-from lora_clip.types import EmbeddedBatch, WorkRange
+from lora_clip.pixels.decode import prepare
+from lora_clip.pixels.nvjpeg import open_decoder
+from lora_clip.pixels.on_device import decode_each, fit_on_device
+from lora_clip.types import EmbeddedBatch, PreprocessSpec, WorkRange
 
 GPU = ("trainer.accelerator=gpu", "trainer.devices=1")
 SMALL_BATCHES = ("data.batch_size=8", "data.num_workers=2")
@@ -177,3 +181,33 @@ def test_nvml_knows_the_device() -> None:
     reading = gauge.read()
     assert 0 < reading.used_bytes < reading.total_bytes
     assert reading.total_bytes >= torch.cuda.get_device_properties(DEVICE).total_memory * 0.9
+
+
+# --- JPEGs on the device ---
+
+
+def test_nvjpeg_gives_nearly_the_pixels_of_exact_and_finds_what_it_refuses() -> None:
+    pytest.importorskip("torchvision")
+    spec = PreprocessSpec(224, (224, 224), "bicubic", 1 / 255, (0.5,) * 3, (0.5,) * 3)
+    files = [jpeg(300 + number, 260, number) for number in range(32)]
+    files[7] = files[7][:30] + b"\0" * 500  # no JPEG behind its first bytes
+    decoder = open_decoder(DEVICE)
+    found = decode_each(decoder, [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files])
+    assert [number for number, one in enumerate(found) if one is None] == [7]
+    for file, pixels_CHW in zip(files, found, strict=True):
+        if pixels_CHW is not None:
+            expected_CHW = torch.empty(3, 224, 224, dtype=torch.uint8)
+            out_CHW = expected_CHW.to(DEVICE)
+            prepare(file, spec, expected_CHW)
+            fit_on_device(pixels_CHW, 1, spec, out_CHW)
+            assert (out_CHW.cpu().int() - expected_CHW.int()).abs().float().mean() < 3
+
+
+def test_a_job_that_decodes_on_the_gpu_gives_the_same_bytes_on_any_number_of_workers() -> None:
+    pytest.importorskip("torchvision")
+    first, second = (
+        embed("data.decode=gpu", "data.batch_size=16", f"data.num_workers={workers}") for workers in (0, 3)
+    )
+    assert snapshot(first) == snapshot(second)
+    assert lowest_cosine(embeddings(first), embeddings(embed("data.batch_size=16"))) >= 0.99
+    check_layout(first, rows=IMAGES)

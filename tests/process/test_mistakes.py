@@ -71,7 +71,7 @@ MISTAKES = {
     "a bad batch size": (["data.batch_size=0"], ["data.batch_size=0"]),
     "a batch size in words": (["data.batch_size=big"], ["data.batch_size", "big"]),
     "no batch size": (["data.batch_size=null"], ["data.batch_size"]),
-    "a bad way of decoding": (["data.decode=quick"], ["data.decode=quick", "exact or fast"]),
+    "a bad way of decoding": (["data.decode=quick"], ["data.decode=quick", "exact, fast or gpu"]),
     "workers in words": (["data.num_workers=many"], ["data.num_workers=many", "auto"]),
     "a bad number of workers": (["data.num_workers=-1"], ["data.num_workers=-1"]),
     "a bad fraction": (["max_reject_fraction=2"], ["max_reject_fraction=2"]),

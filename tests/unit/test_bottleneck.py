@@ -81,6 +81,7 @@ def test_storage_bound_advises_storage_and_readers() -> None:
 
 
 def test_idle_workers_and_an_idle_device_blame_what_lies_between() -> None:
+    assert told(STARVED, decoding=0.2, decode="gpu").startswith("decoding on the GPU was the bottleneck")
     said = told(STARVED, decoding=0.2)
     assert said.startswith("neither the GPU nor decoding") and said.endswith("try data.batch_size=256")
     assert "try" not in told(STARVED, decoding=0.2, batch_size=512)

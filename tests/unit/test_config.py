@@ -118,13 +118,13 @@ def test_a_key_that_the_schema_lacks_is_refused_in_conf_too(tmp_path: Path) -> N
 
 def test_the_sentences_say_what_the_code_does() -> None:
     from lora_clip.models.compute import BATCH_SIZES, DTYPES
-    from lora_clip.pixels.decode import DECODINGS
+    from lora_clip.pixels.decode import DECODINGS, GPU
 
     known = {key.name: key for key in schema.KEYS}
     assert {int(size) for size in re.findall(r"\d+", known["data.batch_size"].sentence)} == set(BATCH_SIZES.values())
     accepted = {name: key.takes.accepts for name, key in known.items()}
-    assert all(map(accepted["data.decode"], DECODINGS)) and all(map(accepted["model.dtype"], DTYPES))
-    for name, words in {"data.decode": DECODINGS, "model.dtype": DTYPES}.items():
+    assert all(map(accepted["data.decode"], (*DECODINGS, GPU))) and all(map(accepted["model.dtype"], DTYPES))
+    for name, words in {"data.decode": (*DECODINGS, GPU), "model.dtype": DTYPES}.items():
         assert all(word in known[name].takes.words for word in words)
 
 
@@ -169,7 +169,7 @@ REFUSED = {
     "data.num_workers=-1": "data.num_workers=-1: give a number of processes, 0 or more, or auto",
     "data.limit=0": "data.limit=0: give a number of images, 1 or more, or null for all",
     "data.limit=2.5": "data.limit=2.5: give a number of images, 1 or more, or null for all",
-    "data.decode=quick": "data.decode=quick: give exact or fast",
+    "data.decode=quick": "data.decode=quick: give exact, fast or gpu",
     "data.image_key=[jpg,3]": "data.image_key=[jpg,3]: give an extension, a list of them, or null",
     "data.shards={a:1}": "data.shards={a:1}: give a path, a list of paths, or null",
     "data.orientation=upright": "data.orientation=upright: give ignore or exif",

@@ -42,9 +42,10 @@ def test_the_columns_are_those_of_the_schema(title: str, schema: pa.Schema) -> N
 def test_the_lines_of_the_ledger_and_of_the_runs_are_those_that_are_written(tmp_path: Path) -> None:
     write_output(tmp_path, {0: vectors(5)})
     proof = {"images": 2, "reference": "base", "cosine": 1.0, "centred": None}
-    add_notes(tmp_path, take_notes(torch.device("cpu"), False, 8), proof)
+    decoding = {"images": 2, "mean": 0.1, "most": 3, "cosine": 1.0, "centred": None}
+    add_notes(tmp_path, take_notes(torch.device("cpu"), False, 8), proof, decoding)
     assert list(table("ranks: the ledger")) == [field.name for field in fields(CommittedRange)]
-    assert list(table("runs.jsonl")) == ["started", *(field.name for field in fields(RunNotes)), "proof"]
+    assert list(table("runs.jsonl")) == ["started", *(field.name for field in fields(RunNotes)), "proof", "decoding"]
     for title, path in (("ranks: the ledger", "ranks/rank_00000.jsonl"), ("runs.jsonl", "runs.jsonl")):
         line = json.loads((tmp_path / path).read_text())
         assert {name: type(value) for name, value in line.items()} == {

@@ -27,16 +27,20 @@ from lora_clip.models.adapters import summarise
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import DTYPES, Compute, resolve_dtype
+from lora_clip.models.distance import Distance
 from lora_clip.models.module import EmbeddingModule
+from lora_clip.models.proof import Proof
 from lora_clip.monitor import clock
 from lora_clip.monitor.callback import Monitor
 from lora_clip.monitor.progress import clear_jobs
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
-from lora_clip.output.notes import lowest_proof, take_notes
+from lora_clip.output.notes import farthest_decoding, lowest_proof, take_notes
 from lora_clip.output.session import OutputSession
 from lora_clip.output.share import RANKS
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
+from lora_clip.pixels import nvjpeg
+from lora_clip.pixels.decode import GPU
 from lora_clip.report.run import write_report
 from lora_clip.sources.base import open_source
 
@@ -55,6 +59,8 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
     if settings.texts:
         require_texts(outputs)
     source, stages = open_source(config.data), load_stages(config.data.get("stages"))
+    if settings.decoding == GPU:
+        nvjpeg.require_nvjpeg(trainer.strategy.root_device, spec)
     data = PixelDataModule(
         source, spec, settings.batch_size, settings.workers, settings.decoding, stages, config.data.decode_seconds
     )
@@ -126,16 +132,25 @@ def opening(job: Job, embedder: EmbeddingModule) -> str:
     """What will be done, once the models are on their device; and whether that is not how it was done before."""
     told = [
         summary.NamedModel(
-            one.output.name, one.output.checkpoint, adapter_of(number, one, embedder), embedder.proof(number)
+            one.output.name,
+            one.output.checkpoint,
+            adapter_of(number, one, embedder),
+            embedder.proof(number),
+            embedder.distance(number),
         )
         for number, one in enumerate(job.surveys)
     ]
     lines = [summary.opening(job.settings, job.inventory, job.plan, told)]
     lines += [f"note: {note}" for note in embedder.notes]
     notes = take_notes(embedder.trainer.strategy.root_device, embedder.compute.compile, job.settings.batch_size)
-    lacking = [(one, told[number].proof) for number, one in enumerate(job.surveys) if job.plan.images_each[number]]
-    differs = [line for one, proof in lacking if (line := one.session.note(notes, asdict(proof) if proof else None))]
+    lacking = [(one, told[number]) for number, one in enumerate(job.surveys) if job.plan.images_each[number]]
+    measured = [(one, _json(model.proof), _json(model.distance)) for one, model in lacking]
+    differs = [line for one, *found in measured if (line := one.session.note(notes, *found))]
     return "\n".join([*lines, *dict.fromkeys(differs)])
+
+
+def _json(measured: Proof | Distance | None) -> dict[str, Any] | None:
+    return None if measured is None else asdict(measured)
 
 
 def adapter_of(number: int, one: Survey, embedder: EmbeddingModule) -> AdapterSummary | None:
@@ -186,8 +201,8 @@ def record(
     """
     root = one.output.root
     if embedded or read_manifest(root) is None:
-        of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter(), lowest_proof(root))
-        write_manifest(root, build_manifest(*of_output))
+        of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter())
+        write_manifest(root, build_manifest(*of_output, lowest_proof(root), farthest_decoding(root)))
         write_report(root, small)
     else:
         upgrade_manifest(root)

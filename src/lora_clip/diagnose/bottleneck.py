@@ -64,7 +64,7 @@ def _on_gpu(figures: Figures) -> str:
         return _forward_on_gpu(figures)
     waited = f"the device waited {_percent(1 - figures.forward)} of the time"
     if figures.reading + figures.decoding < WORKERS_BUSY and figures.workers:
-        return _handing_over(figures, waited)
+        return _decoding_on_gpu(figures, waited) if figures.decode == "gpu" else _handing_over(figures, waited)
     if figures.reading > figures.decoding:
         return _reading(figures, waited)
     return _decoding(figures, waited)
@@ -79,6 +79,14 @@ def _forward_on_gpu(figures: Figures) -> str:
             f"{busy}; try data.batch_size={min(4 * figures.batch_size, LARGE_BATCH)}, beyond that only more GPUs help"
         )
     return f"{busy}; only more GPUs, or model.compile=true on long jobs, help"
+
+
+def _decoding_on_gpu(figures: Figures, waited: str) -> str:
+    busy = _percent(figures.reading + figures.decoding)
+    return (
+        f"decoding on the GPU was the bottleneck: {waited}, and the workers were busy only {busy}; "
+        f"try data.decode=exact, which decodes on the {_cores(figures)}"
+    )
 
 
 def _handing_over(figures: Figures, waited: str) -> str:

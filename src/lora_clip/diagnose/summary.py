@@ -18,6 +18,7 @@ from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import dtype_name
+from lora_clip.models.distance import Distance
 from lora_clip.models.proof import ENOUGH, LEAST_CENTRED, Proof, least_cosine
 from lora_clip.monitor.meter import Machine
 from lora_clip.monitor.progress import Counters, total
@@ -63,6 +64,7 @@ class NamedModel:
     checkpoint: Checkpoint
     adapter: AdapterSummary | None
     proof: Proof | None = None
+    distance: Distance | None = None
 
 
 def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Sequence[NamedModel]) -> str:
@@ -76,6 +78,7 @@ def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Seque
         f"batches of {settings.batch_size}, {dtype_name(settings.dtype)}"
     )
     proofs = [told for one in outputs if one.proof for told in proof_lines(one.name, one.proof, settings.dtype)]
+    proofs += [distance_line(one.name, one.distance) for one in outputs if one.distance]
     notes = [f"note: {note}" for note in dict.fromkeys(one.checkpoint.note for one in outputs) if note]
     return "\n".join([line, *several, *proofs, *notes, *input_notes(inventory)])
 
@@ -103,6 +106,22 @@ def describe_proof(proof: Mapping[str, Any]) -> str:
     rest = f" (centred: takes {ENOUGH} different images)" if centred is None else f", centred {centred:.6f}"
     cosine = f"cosine to the {proof['reference']} model in float32 at least {proof['cosine']:.6f}"
     return f"{images} of yours: {cosine}{rest}"
+
+
+def distance_line(name: str, distance: Distance) -> str:
+    """What decoding on the device changes, in a line."""
+    of = f" of {name}" if name else ""
+    return f"data.decode=gpu{of}: {describe_distance(asdict(distance))}"
+
+
+def describe_distance(distance: Mapping[str, Any]) -> str:
+    """The same as the manifest has it, in words."""
+    images, centred = count_of(distance["images"], "image"), distance["centred"]
+    rest = f" (centred: takes {ENOUGH} different images)" if centred is None else f", centred {centred:.6f}"
+    return (
+        f"{images} of yours: pixels {distance['mean']:.2f} of 255 from those of exact, {distance['most']} at most; "
+        f"cosine between the embeddings at least {distance['cosine']:.6f}{rest}"
+    )
 
 
 def _advice(dtype: torch.dtype) -> str:

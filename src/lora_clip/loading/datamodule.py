@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from lora_clip.loading.claims import ClaimingQueue, OneByOne
 from lora_clip.loading.counters import Counters
 from lora_clip.loading.dataset import Care, PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
-from lora_clip.loading.first import first_images
+from lora_clip.loading.encoded import DeviceDecoding, EncodedBatch, room
+from lora_clip.loading.first import first_encoded, first_images
 from lora_clip.loading.hands import Hands
 from lora_clip.loading.plan import Plan
 from lora_clip.loading.queue import AgainFirst, SharedQueue, WorkQueue
@@ -30,7 +31,8 @@ from lora_clip.loading.ring import Ring
 from lora_clip.loading.stages import Stage
 from lora_clip.loading.survive import Remains, SurvivingBatches
 from lora_clip.output.share import Heartbeat, Share
-from lora_clip.pixels.decode import EXACT
+from lora_clip.pixels import nvjpeg
+from lora_clip.pixels.decode import EXACT, GPU
 from lora_clip.sources.base import Source
 from lora_clip.types import PixelBatch, PreprocessSpec
 
@@ -44,7 +46,7 @@ NICENESS = 10
 class PixelDataModule(LightningDataModule):
     """The batches of a rank: rank 0 brings the `plan`, the others receive it in `setup`.
 
-    `batch_size` is per device, `num_workers` per rank; `decoding` is `exact` or `fast`; `stages` are the user's own;
+    `batch_size` is per device, `num_workers` per rank; `decoding` is `exact`, `fast` or `gpu`; `stages` are the user's;
     `decode_seconds` is how long an image may be decoded.
     """
 
@@ -78,7 +80,32 @@ class PixelDataModule(LightningDataModule):
     def first_images(self, images: int) -> torch.Tensor:
         """The pixels (N, C, H, W) of up to so many images of this rank, to try a model on before the job begins."""
         assert self.plan is not None
-        return first_images(self.source, self.spec, self.plan, images, self.decoding, self.decode_seconds)
+        decoding = EXACT if self.decoding == GPU else self.decoding
+        return first_images(self.source, self.spec, self.plan, images, decoding, self.decode_seconds)
+
+    def first_both(self, images: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Those of them that the device decodes, by the CPU and by the device: pixels (N, C, H, W) each, or None.
+
+        Raises ConfigError where the device cannot decode.
+        """
+        if self.decoding != GPU:
+            return None
+        exact_NCHW, encoded, found = first_encoded(self.source, self.spec, self._plan, images, self.decode_seconds)
+        device_NCHW = exact_NCHW.to(self.device_decoding.decoder.device, copy=True)
+        refused = self.device_decoding.decode(encoded, found, device_NCHW)
+        places = [one.place for one in found if one not in refused]
+        return (exact_NCHW[places], device_NCHW[places]) if places else None
+
+    @cached_property
+    def device_decoding(self) -> DeviceDecoding:
+        """What decodes on the rank's device, opened when it is first needed. Raises ConfigError where nothing does."""
+        assert self.trainer is not None
+        decoder = nvjpeg.open_decoder(self.trainer.strategy.root_device)
+        return DeviceDecoding(decoder, self.spec, self.decode_seconds)
+
+    def on_after_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
+        """Decode what the device is to decode, before anyone counts the batch's rows."""
+        return self.device_decoding(batch) if isinstance(batch, EncodedBatch) else batch
 
     def begin(self) -> None:
         """Start the workers: what they decode while models are loaded is there for the first steps."""
@@ -155,7 +182,8 @@ class PixelDataModule(LightningDataModule):
         """Shared buffers, where the device reads them before `release`: a CPU does, and page-locked copies do."""
         if self._device_type not in ("cpu", "cuda"):
             return None
-        return Ring(workers, PREFETCHED_BATCHES + HELD_BATCHES, batch_shape(self.batch_size, self.spec))
+        encoded = room(self.batch_size) if self.decoding == GPU else 0
+        return Ring(workers, PREFETCHED_BATCHES + HELD_BATCHES, batch_shape(self.batch_size, self.spec), encoded)
 
 
 class EarlyBatches(Callback):

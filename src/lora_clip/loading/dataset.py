@@ -19,11 +19,12 @@ from lora_clip.errors import DataError
 from lora_clip.loading.apart import prepare_apart
 from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.describe import describe, reject
+from lora_clip.loading.encoded import EncodedBatch, empty_batch
 from lora_clip.loading.hands import Hands
 from lora_clip.loading.queue import WorkQueue
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.loading.survive import Remains
-from lora_clip.pixels.decode import EXACT, ImageError, prepare
+from lora_clip.pixels.decode import EXACT, GPU, ImageError, prepare
 from lora_clip.sources.base import Source
 from lora_clip.types import PixelBatch, PreprocessSpec, RawSample, WorkRange
 
@@ -104,7 +105,8 @@ class ReadSamples:
 class PixelBatches:
     """The last stage: samples to batches of one fixed shape and fixed borders, decoded into the batch's own memory.
 
-    Images fill a batch from its start; rejected ones take no place, so that what follows the images is padding.
+    Images fill a batch from its start; rejected ones take no place, so that what follows the images is padding. Where
+    the device decodes, they are EncodedBatches.
     """
 
     def __init__(
@@ -144,10 +146,15 @@ class PixelBatches:
     def _empty(self, work: WorkRange | None) -> PixelBatch:
         assert work is not None
         worker = get_worker_info()
+        slot = None
         if self.ring is None or worker is None:
-            shape = batch_shape(self.batch_size, self.spec)
-            return PixelBatch(torch.empty(shape, dtype=torch.uint8), [], [], work, last=False)
-        pixels_BCHW, slot = self.ring.take(worker.id)
+            pixels_BCHW = torch.empty(batch_shape(self.batch_size, self.spec), dtype=torch.uint8)
+        else:
+            pixels_BCHW, slot = self.ring.take(worker.id)
+        if self.decoding == GPU:
+            return empty_batch(pixels_BCHW, work, slot)
+        if slot is None:
+            return PixelBatch(pixels_BCHW, [], [], work, last=False)
         return SharedBatch(pixels_BCHW, [], [], work, last=False, slot=slot)
 
     def _tell(self, batch: PixelBatch) -> None:
@@ -175,25 +182,31 @@ class PixelBatches:
 
     def _decode(self, sample: RawSample, batch: PixelBatch) -> None:
         try:
-            out_CHW = batch.pixels_BCHW[len(batch.rows)]
-            height, width = self._prepare(sample, out_CHW)
+            height, width = self._prepare(sample, batch)
         except (ImageError, MemoryError) as error:
             batch.rejects.append(reject(sample, "decode", str(error) or type(error).__name__))
             return
         batch.rows.append(describe(sample, width, height))
 
-    def _prepare(self, sample: RawSample, out_CHW: torch.Tensor) -> tuple[int, int]:
+    def _prepare(self, sample: RawSample, batch: PixelBatch) -> tuple[int, int]:
         """Decode an image, noting that it is in hand; apart from this process if another one died of it."""
         worker = get_worker_info()
         if self.care is None or worker is None:
-            return prepare(sample.image, self.spec, out_CHW, self.decoding)
+            return self._take(sample, batch)
         self.care.hands.begin(worker.id, sample.shard, sample.position)
         try:
             if (sample.shard, sample.position) in self.care.remains.suspects:
+                out_CHW = batch.pixels_BCHW[len(batch.rows)]
                 return prepare_apart(sample.image, self.spec, out_CHW, self.decoding, self.care.seconds)
-            return prepare(sample.image, self.spec, out_CHW, self.decoding)
+            return self._take(sample, batch)
         finally:
             self.care.hands.end(worker.id)
+
+    def _take(self, sample: RawSample, batch: PixelBatch) -> tuple[int, int]:
+        """Decode an image in this process, or leave it to the device."""
+        if isinstance(batch, EncodedBatch) and (size := batch.take(sample.image, self.spec)) is not None:
+            return size
+        return prepare(sample.image, self.spec, batch.pixels_BCHW[len(batch.rows)], self.decoding)
 
 
 def batch_shape(batch_size: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:

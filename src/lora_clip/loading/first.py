@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import astuple, replace
+from typing import Any
 
 import torch
 
 from lora_clip.loading.apart import DiedError, run_apart
 from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.dataset import PixelDataset
+from lora_clip.loading.encoded import EncodedBatch, EncodedImage, room
 from lora_clip.loading.plan import Plan
 from lora_clip.loading.queue import GivenRanges
+from lora_clip.loading.ring import shared
+from lora_clip.pixels.decode import GPU, ImageError, prepare
 from lora_clip.sources.base import Source
-from lora_clip.types import UNCOUNTED, PreprocessSpec, WorkRange
+from lora_clip.types import UNCOUNTED, PixelBatch, PreprocessSpec, WorkRange
 
 
 def first_images(
@@ -25,8 +29,7 @@ def first_images(
     Not by way of the user's stages: what these remember of a sample would be there when it comes again. A fork reads
     and decodes them: none where it dies of one, or takes longer than some seconds.
     """
-    shape = (images, 3, *spec.crop)
-    pixels_NCHW = torch.frombuffer(mmap.mmap(-1, max(1, prod(shape))), dtype=torch.uint8)[: prod(shape)].view(shape)
+    pixels_NCHW = shared(images, 3, *spec.crop)
 
     def work() -> dict[str, int]:
         read_NCHW = _read(source, spec, plan, images, decoding)
@@ -40,10 +43,52 @@ def first_images(
     return pixels_NCHW[: found.get("images", 0)]
 
 
-def _read(source: Source, spec: PreprocessSpec, plan: Plan, images: int, decoding: str) -> torch.Tensor:
+def first_encoded(
+    source: Source, spec: PreprocessSpec, plan: Plan, images: int, seconds: float
+) -> tuple[torch.Tensor, torch.Tensor, list[EncodedImage]]:
+    """Of up to so many images those that a device would decode: their pixels as the CPU decodes them, and their bytes.
+
+    Pixels are (N, C, H, W), bytes (bytes,), with where in them each one lies. Read by a fork, as above.
+    """
+    pixels_NCHW, encoded = shared(images, 3, *spec.crop), shared(room(images))
+
+    def work() -> dict[str, Any]:
+        batches = _batches(source, spec, plan, images, GPU)
+        return {"images": [astuple(one) for one in _copy_encoded(batches, spec, pixels_NCHW, encoded)]}
+
+    try:
+        told = run_apart(work, seconds).get("images", [])
+    except DiedError:
+        told = []
+    return pixels_NCHW[: len(told)], encoded, [EncodedImage(*one) for one in told]
+
+
+def _copy_encoded(
+    batches: Iterable[PixelBatch], spec: PreprocessSpec, pixels_NCHW: torch.Tensor, encoded: torch.Tensor
+) -> list[EncodedImage]:
+    """In the fork: what is in batches, decoded and not, into memory that it shares, as far as there is room."""
+    found: list[EncodedImage] = []
+    both = ((batch, one) for batch in batches if isinstance(batch, EncodedBatch) for one in batch.images)
+    for holder, one in both:
+        start = found[-1].stop if found else 0
+        stop = start + one.stop - one.start
+        if len(found) == len(pixels_NCHW) or stop > len(encoded):
+            break
+        with suppress(ImageError):
+            prepare(holder.bytes_of(one), spec, pixels_NCHW[len(found)])
+            encoded[start:stop] = holder.encoded[one.start : one.stop]
+            found.append(replace(one, place=len(found), start=start, stop=stop))
+    return found
+
+
+def _batches(source: Source, spec: PreprocessSpec, plan: Plan, images: int, decoding: str) -> PixelDataset:
     catalog = Catalog(source, plan.shards)
     queue = GivenRanges(first_of_each(_counted(plan, catalog), plan.workers, images))
-    batches = PixelDataset(source, spec, images, catalog, [queue], None, decoding)
+    return PixelDataset(source, spec, images, catalog, [queue], None, decoding)
+
+
+def _read(source: Source, spec: PreprocessSpec, plan: Plan, images: int, decoding: str) -> torch.Tensor:
+    batches = _batches(source, spec, plan, images, decoding)
     sound = [batch.pixels_BCHW[: len(batch.rows)] for batch in batches]
     return torch.cat(sound)[:images] if sound else torch.empty((0, 3, *spec.crop), dtype=torch.uint8)
 

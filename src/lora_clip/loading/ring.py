@@ -23,15 +23,18 @@ _numbers = itertools.count()
 
 
 class Ring:
-    """`slots` buffers of `shape` uint8 for each worker, who fills them in turn; one is free again once released."""
+    """`slots` buffers of `shape` uint8 for each worker, who fills them in turn; one is free again once released.
 
-    def __init__(self, workers: int, slots: int, shape: tuple[int, ...]) -> None:
+    With each goes room for so many bytes of `encoded` images; what is never written to takes no memory.
+    """
+
+    def __init__(self, workers: int, slots: int, shape: tuple[int, ...], encoded: int = 0) -> None:
         self.number = next(_numbers)
         # one semaphore a worker, which counts its free buffers: a worker waits for its own and for nobody else's
         self._free = [multiprocessing.get_context("fork").Semaphore(slots) for _ in range(workers)]
         # shared and without a name: nothing is left behind, however the processes end
-        memory = mmap.mmap(-1, workers * slots * prod(shape))
-        self._pixels_WSBCHW = torch.frombuffer(memory, dtype=torch.uint8).view(workers, slots, *shape)
+        self._pixels_WSBCHW = shared(workers, slots, *shape)
+        self._encoded_WSE = shared(workers, slots, encoded)
         self._next = 0
         _rings[self.number] = self
 
@@ -45,6 +48,10 @@ class Ring:
     def pixels(self, slot: Slot) -> torch.Tensor:
         """The buffer of a slot."""
         return self._pixels_WSBCHW[slot.worker, slot.index]
+
+    def encoded(self, slot: Slot) -> torch.Tensor:
+        """The room for encoded images that goes with a slot, (bytes,)."""
+        return self._encoded_WSE[slot.worker, slot.index]
 
     def release(self, slot: Slot) -> None:
         """Let the worker fill the buffer again. A worker's buffers must be released in the order they were taken."""
@@ -69,24 +76,34 @@ class SharedBatch(PixelBatch):
     def __reduce__(self) -> tuple[Any, ...]:
         # pickled is the number of the slot; the pixels lie in memory that both processes have
         assert self.slot is not None
-        return _arrive, (self.slot, self._told())
+        return _arrive, (self.slot, self.told())
 
-    def _told(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
         """All but the pixels."""
         return {one.name: getattr(self, one.name) for one in fields(PixelBatch) if one.name != "pixels_BCHW"}
 
     def pin_memory(self) -> PixelBatch:
         """The same batch in page-locked memory; the buffer is free."""
-        pinned = PixelBatch(self.pixels_BCHW.pin_memory(), **self._told())
+        pinned = PixelBatch(self.pixels_BCHW.pin_memory(), **self.told())
         self.release()
         return pinned
 
     def release(self) -> None:
         """Let the worker have the buffer again."""
         assert self.slot is not None
-        _rings[self.slot.ring].release(self.slot)
+        ring_of(self.slot).release(self.slot)
+
+
+def shared(*shape: int) -> torch.Tensor:
+    """Zeros, uint8, in memory that forks of this process share."""
+    memory = mmap.mmap(-1, max(1, prod(shape)))
+    return torch.frombuffer(memory, dtype=torch.uint8)[: prod(shape)].view(shape)
+
+
+def ring_of(slot: Slot) -> Ring:
+    """The ring of a slot: in the main process the one of that number, which the worker inherited."""
+    return _rings[slot.ring]
 
 
 def _arrive(slot: Slot, told: dict[str, Any]) -> SharedBatch:
-    # in the main process, whose ring of that number is the one that the worker inherited
-    return SharedBatch(_rings[slot.ring].pixels(slot), **told, slot=slot)
+    return SharedBatch(ring_of(slot).pixels(slot), **told, slot=slot)

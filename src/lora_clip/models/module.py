@@ -12,9 +12,10 @@ import torch
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.compute import Compute
+from lora_clip.models.distance import Distance, distance
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.merging import Bases
-from lora_clip.models.proof import Proof, own_images
+from lora_clip.models.proof import ENOUGH, Proof, own_images
 from lora_clip.types import EmbeddedBatch, PixelBatch, WorkRange
 
 
@@ -32,6 +33,7 @@ class EmbeddingModule(pl.LightningModule):
         self.checkpoints, self.compute, self.output_dtype, self.texts = checkpoints, compute, output_dtype, texts
         # no submodules: Lightning would cast (trainer.precision) and broadcast what was just merged, cast and checked
         self.embedders: dict[int, MergedEmbedder] = {}
+        self._distances: dict[int, Distance] = {}
 
     def adapter_summary(self, output: int) -> AdapterSummary | None:
         """What an output's adapter is, once its model is loaded; None where there is none."""
@@ -40,6 +42,10 @@ class EmbeddingModule(pl.LightningModule):
     def proof(self, output: int) -> Proof | None:
         """How close an output's network comes to float32 on images of the user's own, once it is loaded; on rank 0."""
         return self.embedders[output].images.proof if output in self.embedders else None
+
+    def distance(self, output: int) -> Distance | None:
+        """What decoding on the device changes for an output's network, once it is loaded; on rank 0, where it does."""
+        return self._distances.get(output)
 
     @property
     def notes(self) -> list[str]:
@@ -67,6 +73,16 @@ class EmbeddingModule(pl.LightningModule):
         bases = Bases(keep=len(missing) > 1)
         for output in missing:
             self.embedders[output] = MergedEmbedder(self.checkpoints[output], compute).load(self.texts, own_NCHW, bases)
+        self._measure_decoding(missing, compute)
+
+    def _measure_decoding(self, outputs: Sequence[int], compute: Compute) -> None:
+        """Compare some of the user's images, decoded on the device, with the same decoded on the CPU."""
+        if not outputs or self._plan is None or not self.trainer.is_global_zero:
+            return
+        # some may be no JPEGs, and as many as ENOUGH are wanted
+        if (both := self._data.first_both(2 * ENOUGH)) is not None:
+            for output in outputs:
+                self._distances[output] = distance(self.embedders[output].images.encoder, compute, *both)
 
     def _own_images(self) -> torch.Tensor | None:
         """Some of the user's images to prove the networks on; one rank is enough for that."""

@@ -26,8 +26,9 @@ def build_manifest(
     run: Mapping[str, Any],
     adapter: Any,
     proof: Mapping[str, Any] | None = None,
+    decoding: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest as plain JSON values; `run` describes the latest run, counts and `proof` are of the whole output."""
+    """The manifest as plain JSON values; `run` describes the latest run, all else is of the whole output."""
     lora = None if adapter is None else asdict(adapter)
     return {
         "format": FORMAT,
@@ -41,6 +42,7 @@ def build_manifest(
         "width": verdict.width,
         "dtype": verdict.dtype,
         "proof": proof,
+        **({} if decoding is None else {"decoding": decoding}),
         "run": run,
         "versions": dict(_versions()),
     }

@@ -1,7 +1,8 @@
 """runs.jsonl: under which conditions each run embedded what it added.
 
 These do not make another kind of embedding, so they are no part of the fingerprint; they may change a row's last bits.
-With them stands how close the run's network came to float32 on some of its images.
+With them stands how close the run's network came to float32 on some of its images, and pixels decoded on the device to
+those that the CPU decodes.
 """
 
 from __future__ import annotations
@@ -59,11 +60,14 @@ def _parse(line: str) -> RunNotes | None:
         return None
 
 
-def add_notes(root: Path, notes: RunNotes, proof: Mapping[str, Any] | None = None) -> None:
-    """Add a run's line, with how close its network came to float32 where that is known."""
+def add_notes(
+    root: Path, notes: RunNotes, proof: Mapping[str, Any] | None = None, decoding: Mapping[str, Any] | None = None
+) -> None:
+    """Add a run's line, with how close its network came to float32 and its decoding to `exact`, where that is known."""
     path = root / "runs.jsonl"
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    line = json.dumps({"started": started, **asdict(notes), "proof": proof}).encode()
+    measured = {"proof": proof} | ({} if decoding is None else {"decoding": decoding})
+    line = json.dumps({"started": started, **asdict(notes), **measured}).encode()
     try:
         append_line(path, line)  # other jobs may do the same
     except OSError as error:
@@ -72,21 +76,36 @@ def add_notes(root: Path, notes: RunNotes, proof: Mapping[str, Any] | None = Non
 
 def lowest_proof(root: Path) -> dict[str, Any] | None:
     """The lowest cosines of all runs, and the most images that one of them compared; None where none is known."""
-    proofs = [proof for line in _lines(root) if (proof := _proof(line)) is not None]
-    if not proofs:
+    if not (proofs := _measured(root, "proof")):
         return None
-    centred = [proof["centred"] for proof in proofs if proof["centred"] is not None]
     return {
         "images": max(proof["images"] for proof in proofs),
         "reference": proofs[-1]["reference"],
-        "cosine": min(proof["cosine"] for proof in proofs),
-        "centred": min(centred, default=None),
+        **_lowest(proofs),
     }
 
 
-def _proof(line: str) -> dict[str, Any] | None:
+def farthest_decoding(root: Path) -> dict[str, Any] | None:
+    """The same of what decoding on the device changed; None where the CPU decoded."""
+    if not (found := _measured(root, "decoding")):
+        return None
+    farthest = {name: max(one[name] for one in found) for name in ("images", "mean", "most")}
+    return farthest | _lowest(found)
+
+
+def _lowest(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    centred = [one["centred"] for one in measured if one["centred"] is not None]
+    return {"cosine": min(one["cosine"] for one in measured), "centred": min(centred, default=None)}
+
+
+def _measured(root: Path, name: str) -> list[dict[str, Any]]:
+    """What runs have measured, as far as they have; a line that cannot be read says nothing."""
+    return [found for line in _lines(root) if (found := _part(line, name)) is not None]
+
+
+def _part(line: str, name: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line).get("proof")
+        return json.loads(line).get(name)
     except (ValueError, AttributeError):
         return None
 

@@ -161,10 +161,12 @@ class OutputSession:
         self.snapshot = recover(self.store, targets, self.snapshot)
         return self.snapshot
 
-    def note(self, notes: RunNotes, proof: Mapping[str, Any] | None = None) -> str | None:
+    def note(
+        self, notes: RunNotes, proof: Mapping[str, Any] | None = None, decoding: Mapping[str, Any] | None = None
+    ) -> str | None:
         """Record under which conditions this run embeds; a line for the user where rows of others are there."""
         line = differences(read_notes(self.root), notes)
-        add_notes(self.root, notes, proof)
+        add_notes(self.root, notes, proof, decoding)
         return line
 
     def conclude(self, targets: Mapping[int, int], embedded: bool, full: bool = False) -> Verdict:

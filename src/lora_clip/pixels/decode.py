@@ -48,6 +48,8 @@ BY_PILLOW = {name: Image.Resampling[name.upper()] for name in ("nearest", "lancz
 """Filters that torch's resize does not have, or has otherwise."""
 
 EXACT, FAST = DECODINGS = ("exact", "fast")
+GPU = "gpu"
+"""Ordinary JPEGs on the device (on_device.py); what is decoded on the CPU all the same is decoded as for `exact`."""
 OVERSAMPLING = 2
 """How many pixels a scaled decode leaves, along an edge, for one of the resized image."""
 
@@ -62,7 +64,7 @@ def prepare(data: bytes, spec: PreprocessSpec, out_CHW: torch.Tensor, decoding: 
     With `fast` a JPEG much larger than the model's input is decoded at a part of its size, which libjpeg does by
     transforming fewer coefficients of each block. Raises ImageError.
     """
-    least = (0, 0) if decoding == EXACT else enough(spec.resize)
+    least = enough(spec.resize) if decoding == FAST else (0, 0)
     turn = orientation(data) if spec.orientation == EXIF else UPRIGHT
     pixels_HWC, size = _decode(data, least[::-1] if turn in TRANSPOSED else least)
     size = size[::-1] if turn in TRANSPOSED else size
@@ -181,12 +183,18 @@ def fit(
     """
     pixels_1CHW = pixels_HWC.permute(2, 0, 1)[None]
     height, width = own or (pixels_HWC.shape[0], pixels_HWC.shape[1])
+    size = resized_size(height, width, spec)
+    if size != (pixels_HWC.shape[0], pixels_HWC.shape[1]):
+        pixels_1CHW = _resize(pixels_HWC, size, spec.interpolation)
+    crop_centre(pixels_1CHW[0], spec, out_CHW)
+
+
+def resized_size(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """The (height, width) of an image after resizing. Raises ImageError where that exceeds MAX_PIXELS."""
     size = _longest_size(height, width, spec) if spec.longest else _target_size(height, width, spec.resize)
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels would be resized to {size[1]}x{size[0]}")
-    if size != (pixels_HWC.shape[0], pixels_HWC.shape[1]):
-        pixels_1CHW = _resize(pixels_HWC, size, spec.interpolation)
-    _crop(pixels_1CHW[0], spec, out_CHW)
+    return size
 
 
 def _resize(pixels_HWC: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
@@ -216,7 +224,7 @@ def _longest_size(height: int, width: int, spec: PreprocessSpec) -> tuple[int, i
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
-def _crop(pixels_CHW: torch.Tensor, spec: PreprocessSpec, out_CHW: torch.Tensor) -> None:
+def crop_centre(pixels_CHW: torch.Tensor, spec: PreprocessSpec, out_CHW: torch.Tensor) -> None:
     """The centre of the image; where the crop is larger than the image, black fills the rest."""
     place = _as_torchvision if spec.centre == "round" else _as_transformers
     (from_top, to_top, rows), (from_left, to_left, columns) = map(place, pixels_CHW.shape[1:], spec.crop)
