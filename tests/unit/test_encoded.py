@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from helpers.models import SPEC as CLIP_SPEC
 from helpers.queues import alone
 from helpers.stand_in import REFUSED, StandIn
 from lora_clip.errors import ConfigError
-from lora_clip.loading import encoded
+from lora_clip.loading import dataset, encoded
 from lora_clip.loading.catalog import Catalog
-from lora_clip.loading.dataset import PixelDataset
+from lora_clip.loading.dataset import Care, PixelDataset
 from lora_clip.loading.encoded import DeviceDecoding, EncodedBatch
+from lora_clip.loading.hands import Hands
 from lora_clip.loading.ring import Ring
+from lora_clip.loading.survive import Remains
 from lora_clip.pixels import nvjpeg, on_device
 from lora_clip.pixels.decode import TURNS, ImageError, decode, fit, prepare
 from lora_clip.pixels.on_device import decode_each, fit_on_device, in_calls, suits_device
@@ -137,6 +140,29 @@ def test_bytes_do_not_depend_on_how_they_are_called(folder: Path, monkeypatch: p
     single = on_the_device(made(folder, "gpu", 8), decoder)
     assert set(decoder.calls) == {1}
     assert all(torch.equal(one.pixels_BCHW, other.pixels_BCHW) for one, other in zip(whole, single, strict=True))
+
+
+def test_what_a_worker_died_of_is_decoded_where_it_would_have_been(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was killed with an image in hand must not show in the bytes; CPU images are decoded apart then."""
+    apart = []
+
+    def prepare_apart(data: bytes, *rest: Any) -> tuple[int, int]:
+        apart.append(data)
+        return prepare(data, *rest[:3])
+
+    monkeypatch.setattr(dataset, "prepare_apart", prepare_apart)
+    monkeypatch.setattr(dataset, "get_worker_info", lambda: SimpleNamespace(id=0))
+    remains = Remains(suspects=frozenset((0, position) for position in range(5)))
+    source = TarSource(str(folder))
+    plan = plan_of(source, 0, 16)
+    catalog = Catalog(source, plan.shards)
+    care = Care(Hands(1), remains, 60)
+    batches = PixelDataset(source, SPEC, 16, catalog, [alone(plan)], None, "gpu", (), care)
+    found, plain = on_the_device(list(batches)), on_the_device(made(folder, "gpu", 16))
+    assert all(torch.equal(one.pixels_BCHW, other.pixels_BCHW) for one, other in zip(found, plain, strict=True))
+    assert apart == [MEMBERS[name] for name in ("01.png", "02.jpg", "04.jpg")]
 
 
 # --- Between processes -------------------------------------------------------------------------------------------

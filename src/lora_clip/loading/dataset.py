@@ -189,23 +189,28 @@ class PixelBatches:
         batch.rows.append(describe(sample, width, height))
 
     def _prepare(self, sample: RawSample, batch: PixelBatch) -> tuple[int, int]:
-        """Decode an image, noting that it is in hand; apart from this process if another one died of it."""
+        """Decode an image, noting that it is in hand, or leave it to the device."""
         worker = get_worker_info()
         if self.care is None or worker is None:
-            return self._take(sample, batch)
+            return self._take(sample, batch) or self._here(sample, batch)
         self.care.hands.begin(worker.id, sample.shard, sample.position)
         try:
-            if (sample.shard, sample.position) in self.care.remains.suspects:
-                out_CHW = batch.pixels_BCHW[len(batch.rows)]
-                return prepare_apart(sample.image, self.spec, out_CHW, self.decoding, self.care.seconds)
-            return self._take(sample, batch)
+            # whoever died with it in hand: what the device decodes it decodes again, for the same bytes
+            return self._take(sample, batch) or self._with_care(sample, batch, self.care)
         finally:
             self.care.hands.end(worker.id)
 
-    def _take(self, sample: RawSample, batch: PixelBatch) -> tuple[int, int]:
-        """Decode an image in this process, or leave it to the device."""
-        if isinstance(batch, EncodedBatch) and (size := batch.take(sample.image, self.spec)) is not None:
-            return size
+    def _take(self, sample: RawSample, batch: PixelBatch) -> tuple[int, int] | None:
+        return batch.take(sample.image, self.spec) if isinstance(batch, EncodedBatch) else None
+
+    def _with_care(self, sample: RawSample, batch: PixelBatch, care: Care) -> tuple[int, int]:
+        """Decode an image, apart from this process if another one died of it."""
+        if (sample.shard, sample.position) not in care.remains.suspects:
+            return self._here(sample, batch)
+        out_CHW = batch.pixels_BCHW[len(batch.rows)]
+        return prepare_apart(sample.image, self.spec, out_CHW, self.decoding, care.seconds)
+
+    def _here(self, sample: RawSample, batch: PixelBatch) -> tuple[int, int]:
         return prepare(sample.image, self.spec, batch.pixels_BCHW[len(batch.rows)], self.decoding)
 
 
