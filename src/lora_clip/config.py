@@ -121,6 +121,7 @@ Embedded = Annotated[
 ]
 Decoding = Annotated[Any, Takes("exact, fast or gpu", one_of("exact", "fast", "gpu"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
+Compilation = Annotated[Any, Takes("auto, true or false", either(AUTO, lambda value: isinstance(value, bool)))]
 ComputeType = Annotated[
     Any,
     Takes(
@@ -205,7 +206,10 @@ class Model:
         "of the computation; auto: float16 on a GPU, bfloat16 on a CPU that computes in it, else float32; "
         "int8, fp8: layers quantized by torchao",
     ] = "auto"
-    compile: Annotated[Flag, "torch.compile: slower to start, pays on long jobs"] = False
+    compile: Annotated[
+        Compilation,
+        "torch.compile, layer by layer: slower to start, pays on long jobs; auto: on a GPU, from 4,000,000 images on",
+    ] = False
 
 
 @dataclass

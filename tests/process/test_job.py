@@ -235,6 +235,14 @@ def test_the_manifest_tells_what_and_how() -> None:
     assert manifest["run"]["wall_seconds"] >= manifest["run"]["startup_seconds"] > 0, "both count from the beginning"
 
 
+def test_a_job_says_whether_it_compiles_where_that_is_left_to_it() -> None:
+    output = new_folder() / "out"
+    given = ("model.compile=auto", "data.limit=5", "trainer.accelerator=cpu", f"output_dir={output}")
+    outcome = nursery().predict(*given, ranks=2).expect(0)
+    assert "model.compile=auto: not compiled, which is worth its start on a GPU only" in outcome.stdout.splitlines()
+    assert json.loads((output / "runs.jsonl").read_text())["compile"] is False
+
+
 def test_a_manifest_that_a_kill_prevented_is_as_full() -> None:
     output = new_folder() / "out"
     shutil.copytree(uninterrupted(), output)

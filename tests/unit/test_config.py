@@ -117,11 +117,13 @@ def test_a_key_that_the_schema_lacks_is_refused_in_conf_too(tmp_path: Path) -> N
 
 
 def test_the_sentences_say_what_the_code_does() -> None:
+    from lora_clip.app.compilation import COMPILE_FROM
     from lora_clip.models.compute import BATCH_SIZES, DTYPES
     from lora_clip.pixels.decode import DECODINGS, GPU
 
     known = {key.name: key for key in schema.KEYS}
     assert {int(size) for size in re.findall(r"\d+", known["data.batch_size"].sentence)} == set(BATCH_SIZES.values())
+    assert f"{COMPILE_FROM:,} images" in known["model.compile"].sentence
     accepted = {name: key.takes.accepts for name, key in known.items()}
     assert all(map(accepted["data.decode"], (*DECODINGS, GPU))) and all(map(accepted["model.dtype"], DTYPES))
     for name, words in {"data.decode": (*DECODINGS, GPU), "model.dtype": DTYPES}.items():
@@ -181,7 +183,7 @@ REFUSED = {
     "model.adapter={}": f"model.adapter={{}}: {ADAPTERS}",
     "model.adapter=[]": f"model.adapter=[]: {ADAPTERS}",
     "model.adapter=[a,3]": f"model.adapter=[a,3]: {ADAPTERS}",
-    "model.compile=7": "model.compile=7: give true or false",
+    "model.compile=7": "model.compile=7: give auto, true or false",
     "model.dtype=float8": "model.dtype=float8: give auto, float32, bfloat16, float16, int8 or fp8",
     "embed=text": "embed=text: give image or [image,text] (texts alone, a file with one a line: lora-clip embed-text "
     "FILE)",
@@ -229,7 +231,8 @@ def test_a_mistake_is_told_with_what_to_type(typed: str) -> None:
     [
         "data.image_key=jpg", "data.image_key=[jpg,png]", "data.shards=[/a,/b]", "data.stages=[mine.stages:keep]",
         "data.batch_size=7", "data.num_workers=0", "max_reject_fraction=1", "max_reject_fraction=0",
-        "model.compile=true", 'output_dir="2024_10_05"', "trainer.devices=[0,1]", "+trainer.log_every_n_steps=3",
+        "model.compile=true", "model.compile=auto", 'output_dir="2024_10_05"',
+        "trainer.devices=[0,1]", "+trainer.log_every_n_steps=3",
         "embed=image", "embed=[image]", "embed=[image,text]", "embed=[text,image]", "model.adapter=/a", "data=folder",
         "+data.of_my_source=3",
     ],

@@ -126,14 +126,19 @@ def test_a_cast_that_loses_too_much_is_refused(base: Path, adapter: Path, monkey
 
 @pytest.mark.slow
 def test_compiled_code_is_what_runs_and_what_is_checked(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced whole, for the two shapes that a batch of 20 has on a CPU, before the first batch comes."""
+    """Traced whole, for the two shapes that a batch of 20 has on a CPU, before the first batch comes.
+
+    One form serves all layers, and one the last, also of another adapter's model.
+    """
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(encoder, "COMPILE", {**encoder.COMPILE, "backend": counter, "fullgraph": True})
-    expected_BD = embed(embedder_of(base))
-    embedder = embedder_of(base, batch_size=20, compile=True).load()
-    assert counter.frame_count == 2
+    deep = save_base(base.parent / "deep", layers=5)
+    expected_BD = embed(embedder_of(deep))
+    embedder = embedder_of(deep, batch_size=20, compile=True).load()
+    assert counter.frame_count == 2 * 2
     torch.testing.assert_close(embed(embedder), expected_BD, atol=1e-6, rtol=0)
-    assert counter.frame_count == 2
+    embedder_of(deep, save_adapter(base.parent / "of deep", deep), batch_size=20, compile=True).load()
+    assert counter.frame_count == 2 * 2
 
 
 @pytest.mark.slow

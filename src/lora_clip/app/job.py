@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from lora_clip.app import launch
+from lora_clip.app.compilation import AUTO, decide
 from lora_clip.app.outputs import Output, require_texts, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
@@ -34,7 +35,7 @@ from lora_clip.monitor import clock
 from lora_clip.monitor.callback import Monitor
 from lora_clip.monitor.progress import clear_jobs
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
-from lora_clip.output.notes import farthest_decoding, lowest_proof, take_notes
+from lora_clip.output.notes import farthest_decoding, lowest_proof, read_notes, take_notes
 from lora_clip.output.session import OutputSession
 from lora_clip.output.share import RANKS
 from lora_clip.output.verify import Verdict
@@ -73,10 +74,11 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
         sessions = [(one, stack.enter_context(OutputSession(one.root, config.resume, seconds))) for one in outputs]
         job = plan(config, sessions, source, spec, settings)
         if job.plan.images or launch.torchrun_shape():
-            data.plan = job.to_send()
+            compiled, said = compilation(config.model.compile, job, trainer)
+            data.plan = replace(job.to_send(), compile=compiled)
             if not job.joins:
                 monitor.clear(number for number, images in enumerate(job.plan.images_each) if images)
-            monitor.opening = lambda: opening(job, embedder)
+            monitor.opening = lambda: opening(job, embedder, said)
             monitor.open_logger = lambda: launch.open_logger(config)
             launch.predict(trainer, embedder, data)
         job.finish_shared()
@@ -121,14 +123,22 @@ def resolve_settings(config: DictConfig, trainer: pl.Trainer) -> summary.Setting
     )
 
 
-def build_embedder(outputs: Sequence[Output], settings: summary.Settings, compile_model: bool) -> EmbeddingModule:
+def build_embedder(outputs: Sequence[Output], settings: summary.Settings, compile_model: bool | str) -> EmbeddingModule:
     """The LightningModule of the job."""
-    compute = Compute(settings.dtype, batch_size=settings.batch_size, compile=compile_model)
+    planned = None if compile_model == AUTO else bool(compile_model)
+    compute = Compute(settings.dtype, batch_size=settings.batch_size, compile=planned)
     checkpoints = [output.checkpoint for output in outputs]
     return EmbeddingModule(checkpoints, compute, DTYPES[settings.output_dtype], settings.texts)
 
 
-def opening(job: Job, embedder: EmbeddingModule) -> str:
+def compilation(asked: bool | str, job: Job, trainer: pl.Trainer) -> tuple[bool, str | None]:
+    """Whether the job compiles its models, and a line that says so where `auto` decides."""
+    lacking = [one for one, images in zip(job.surveys, job.plan.images_each, strict=True) if images]
+    earlier = [notes for one in lacking for notes in read_notes(one.session.root)]
+    return decide(asked, trainer.strategy.root_device, job.plan.images, earlier)
+
+
+def opening(job: Job, embedder: EmbeddingModule, compiled: str | None) -> str:
     """What will be done, once the models are on their device; and whether that is not how it was done before."""
     told = [
         summary.NamedModel(
@@ -141,8 +151,9 @@ def opening(job: Job, embedder: EmbeddingModule) -> str:
         for number, one in enumerate(job.surveys)
     ]
     lines = [summary.opening(job.settings, job.inventory, job.plan, told)]
+    lines += [compiled] if compiled else []
     lines += [f"note: {note}" for note in embedder.notes]
-    notes = take_notes(embedder.trainer.strategy.root_device, embedder.compute.compile, job.settings.batch_size)
+    notes = take_notes(embedder.compute.device, bool(embedder.compute.compile), job.settings.batch_size)
     lacking = [(one, told[number]) for number, one in enumerate(job.surveys) if job.plan.images_each[number]]
     measured = [(one, _json(model.proof), _json(model.distance)) for one, model in lacking]
     differs = [line for one, *found in measured if (line := one.session.note(notes, *found))]

@@ -86,7 +86,7 @@ class Plan:
     `targets` counts the wanted positions of each shard. `images` is how many the whole run embeds, `images_each` how
     many of them each output lacks: estimates unless `counted`. Batches that not all outputs lack have the numbers of
     those that do in `only`. `bytes` adds up what is to be read. Where jobs `share` the work, they take it by `cell`
-    images: `share` is as rank 0 of this one sees it.
+    images: `share` is as rank 0 of this one sees it. `compile` is rank 0's word on `model.compile=auto`.
     """
 
     shards: Mapping[int, Shard]
@@ -101,6 +101,7 @@ class Plan:
     bytes: int = 0
     share: Share | None = None
     cell: int = 0
+    compile: bool = False
 
     @property
     def counted(self) -> bool:

@@ -76,6 +76,10 @@ class VisionTower(nn.Module):
         else:
             self.to(dtype)
 
+    def regions(self) -> list[nn.Module]:
+        """What is compiled, each by itself: all layers but the last are one form with other weights."""
+        return list(self.layers)
+
     def not_quantized(self) -> list[nn.Module]:
         """What int8 and fp8 leave alone: the first product, and what only the class token passes through."""
         return [self.patches, *self.layers[-1].modules(), self.projection]

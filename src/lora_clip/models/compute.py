@@ -24,13 +24,14 @@ FLOAT16_CAPABILITY = (7, 0)
 class Compute:
     """How a network is run: the dtype of its products, where, how many images at a time, through torch.compile or not.
 
+    `compile` None is what a job's plan says of it, once that is there.
     The plain Compute() is what suits single queries: float32 on the CPU.
     """
 
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
     batch_size: int = 1
-    compile: bool = False
+    compile: bool | None = False
 
     @property
     def quantized(self) -> bool:

@@ -39,5 +39,7 @@ class ImageEncoder(nn.Module):
         if compute.quantized:
             quantize(self.tower, compute.dtype)
         if compute.compile:
-            self.tower.compile(**COMPILE)
+            # a layer at a time: those of one kind have one shape and share one compiled form
+            for region in self.tower.regions():  # type: ignore[operator]
+                region.compile(**COMPILE)
         return self

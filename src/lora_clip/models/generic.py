@@ -152,6 +152,10 @@ class PlainTower(nn.Module):
         with torch.autocast(self.device.type, self.products):
             return self.family.embed_images(self.vision, values_BCHW)
 
+    def regions(self) -> list[nn.Module]:
+        """What is compiled, each by itself: transformers' layers may differ from one another in more than weights."""
+        return [self]
+
     def cast(self, dtype: torch.dtype) -> None:
         """Let the products be computed in `dtype`; norms and the residual stream too, where that is exact enough."""
         if dtype == torch.float32 or not keeps_stream(dtype, self.device):

@@ -66,7 +66,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load, merge and check the models of outputs that lack something, once. Raises ModelError or AdapterError."""
-        compute = replace(self.compute, device=self.trainer.strategy.root_device)
+        self.compute = compute = self._resolved()
         needed = sorted(range(len(self.checkpoints)) if self._plan is None else self._plan.needed)
         missing = [output for output in needed if output not in self.embedders]
         own_NCHW = self._own_images() if missing else None
@@ -83,6 +83,13 @@ class EmbeddingModule(pl.LightningModule):
         if (both := self._data.first_both(2 * ENOUGH)) is not None:
             for output in outputs:
                 self._distances[output] = distance(self.embedders[output].images.encoder, compute, *both)
+
+    def _resolved(self) -> Compute:
+        """How the networks are run on this rank."""
+        compiled = self.compute.compile
+        if compiled is None:
+            compiled = self._plan is not None and self._plan.compile
+        return replace(self.compute, device=self.trainer.strategy.root_device, compile=compiled)
 
     def _own_images(self) -> torch.Tensor | None:
         """Some of the user's images to prove the networks on; one rank is enough for that."""

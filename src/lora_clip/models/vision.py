@@ -123,9 +123,7 @@ def _compiler() -> Iterator[None]:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         found = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise ModelError(
-            f"model.compile=true: the model cannot be compiled here ({found}). model.compile=false does without"
-        ) from error
+        raise ModelError(f"the model cannot be compiled here ({found}). model.compile=false does without") from error
 
 
 def disagreement(checkpoint: Checkpoint, compute: Compute, found: str) -> ModelError:
