@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.images import jpeg
+from helpers.images import encode, jpeg, photo
 from helpers.jobs import check_layout, new_folder, predict, snapshot, start, uninterrupted, wait_for
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.monitor.devices import open_gauge
@@ -190,6 +190,7 @@ def test_nvjpeg_gives_nearly_the_pixels_of_exact_and_finds_what_it_refuses() -> 
     pytest.importorskip("torchvision")
     spec = PreprocessSpec(224, (224, 224), "bicubic", 1 / 255, (0.5,) * 3, (0.5,) * 3)
     files = [jpeg(300 + number, 260, number) for number in range(32)]
+    files[3] = encode(photo(300, 200, 3).convert("L"), "JPEG")
     files[7] = files[7][:30] + b"\0" * 500  # no JPEG behind its first bytes
     decoder = open_decoder(DEVICE)
     found = decode_each(decoder, [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files])

@@ -75,13 +75,14 @@ def test_a_job_gives_the_rows_and_rejects_of_exact_and_tells_the_distance(shards
     for kind in ("metadata", "rejects"):
         assert tables(first, kind) == tables(exact, kind)
     assert np.sum(embeddings(first) * embeddings(exact), axis=1).min() > 0.999
-    (line,) = (line for line in outcome.stdout.splitlines() if line.startswith("data.decode=gpu: "))
+    (line,) = (line for line in outcome.stdout.splitlines() if line.startswith("data.decode=gpu on "))
     manifest = json.loads((first / "manifest.json").read_text())
     told = manifest["decoding"]
     assert f"{told['images']} images of yours: pixels" in line and f"{told['cosine']:.6f}" in line
     assert told["images"] >= 16 and told["most"] <= 2 and told["cosine"] > 0.999 and told["centred"] is not None
     assert manifest["fingerprint"]["decode"] == "gpu"
     assert "decoding" not in json.loads((exact / "manifest.json").read_text())
+    assert line in (first / "report.html").read_text()
     embed(shards, second, "gpu", workers=1, ranks=2).expect(0)
     assert snapshot(second) == snapshot(first), "the same bytes, whoever took the work"
     assert "decode: gpu there, exact wanted" in embed(shards, first, "exact").expect(2).stderr

@@ -38,7 +38,7 @@ def test_pixels_and_embeddings_that_differ_are_told_apart(tmp_path: Path) -> Non
 def test_the_line_says_what_the_manifest_has() -> None:
     line = distance_line("fashion", Distance(16, 0.734, 61, 0.99991, 0.9987))
     assert line == (
-        "data.decode=gpu of fashion: 16 images of yours: pixels 0.73 of 255 from those of exact, 61 at most; "
+        "data.decode=gpu of fashion on 16 images of yours: pixels 0.73 of 255 from those of exact, 61 at most; "
         "cosine between the embeddings at least 0.999910, centred 0.998700"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from lora_clip.loading.hands import Hands
 from lora_clip.loading.ring import Ring
 from lora_clip.loading.survive import Remains
 from lora_clip.pixels import nvjpeg, on_device
-from lora_clip.pixels.decode import TURNS, ImageError, decode, fit, prepare
+from lora_clip.pixels.decode import GPU, TURNS, ImageError, decode, fit, prepare
 from lora_clip.pixels.on_device import decode_each, fit_on_device, in_calls, suits_device
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import PixelBatch, PreprocessSpec, WorkRange
@@ -220,6 +220,12 @@ def test_pixels_are_those_of_exact_but_for_rounding(turn: int, interpolation: st
     assert apart.max() <= 1 and apart.float().mean() < 0.1
 
 
+def test_a_query_to_such_an_output_is_decoded_as_for_exact() -> None:
+    out_CHW, expected_CHW = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert prepare(jpeg(900, 700), CLIP_SPEC, out_CHW, GPU) == prepare(jpeg(900, 700), CLIP_SPEC, expected_CHW)
+    assert torch.equal(out_CHW, expected_CHW)
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"resize": (20, 48)}, {"resize": None}, {"longest": True, "resize": 32}, {"centre": "round"}, {"resize": 12}],
@@ -280,6 +286,17 @@ def test_what_is_missing_is_told_with_what_to_type(
         nvjpeg.require_nvjpeg(torch.device(device), replace(SPEC, interpolation=interpolation))
 
 
+@pytest.fixture
+def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is installed was never imported, and what a test imports is forgotten after it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("no_torchvision")
 @pytest.mark.parametrize(
     ("file", "said"),
     [
@@ -294,8 +311,6 @@ def test_a_torchvision_that_is_of_no_use_is_told(
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(file)
     (tmp_path / "torchvision" / "io.py").write_text("")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=f"{said}.*data.decode=exact"):
         nvjpeg.open_decoder(torch.device("cuda"))

@@ -111,7 +111,7 @@ def describe_proof(proof: Mapping[str, Any]) -> str:
 def distance_line(name: str, distance: Distance) -> str:
     """What decoding on the device changes, in a line."""
     of = f" of {name}" if name else ""
-    return f"data.decode=gpu{of}: {describe_distance(asdict(distance))}"
+    return f"data.decode=gpu{of} on {describe_distance(asdict(distance))}"
 
 
 def describe_distance(distance: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_clip.diagnose.summary import describe_model, describe_proof, rank_table
+from lora_clip.diagnose.summary import describe_distance, describe_model, describe_proof, rank_table
 from lora_clip.inspection.pictures import Pictures, Small
 from lora_clip.inspection.rejects import Reason, collect, seen
 from lora_clip.io.atomic import write_text
@@ -50,6 +50,7 @@ class RunPage:
     figures: Sequence[tuple[str, str]]
     bottleneck: str
     proof: str
+    decoding: str
     over_time: Chart | None
     clocks: Sequence[Clock]
     columns: Sequence[str]
@@ -82,6 +83,7 @@ def run_page(root: Path, small: Small | None = None) -> RunPage:
         figures=_figures(manifest),
         bottleneck=run["bottleneck"],
         proof=_proof(manifest),
+        decoding=_decoding(manifest),
         over_time=timeline(read_timelines(root)),
         clocks=clocks(run),
         columns=rank_table(run["by_rank"])[0],
@@ -119,6 +121,11 @@ def _proof(manifest: Mapping[str, Any]) -> str:
     """How close the network that ran comes to float32; empty for an output of an earlier version."""
     proof = manifest.get("proof")
     return f"{manifest['fingerprint']['model_dtype']} on {describe_proof(proof)}" if proof else ""
+
+
+def _decoding(manifest: Mapping[str, Any]) -> str:
+    """How far pixels that the device decoded are from those of the CPU; empty where the CPU decoded."""
+    return f"data.decode=gpu on {describe_distance(found)}" if (found := manifest.get("decoding")) else ""
 
 
 def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RankRow]:
