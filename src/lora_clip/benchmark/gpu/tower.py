@@ -61,16 +61,17 @@ def measure(settings: Settings, findings: Findings) -> None:
 def _measure(settings: Settings, findings: Findings, dtype: str, ways: tuple[str, ...], batches: list[int]) -> None:
     for name in (settings.sizes.large, settings.sizes.small):
         plain = _load(settings, name, dtype)
-        for batch, way in ((batch, way) for batch in batches for way in ways if _is_worth_it(settings, way)):
+        for batch, way in ((batch, way) for batch in batches for way in ways if _is_worth_it(settings, name, way)):
             free()
             findings.attempt(
                 partial(_figure, settings, plain, name, batch, way), model=name, dtype=dtype, batch=batch, way=way
             )
 
 
-def _is_worth_it(settings: Settings, way: str) -> bool:
+def _is_worth_it(settings: Settings, name: str, way: str) -> bool:
     """Whether to wait for it: a CPU's compiler takes half a minute a network, however small that is."""
-    return way not in (COMPILED, BOTH) or settings.device.type == "cuda" or not settings.tiny
+    on_gpu, compiled = settings.device.type == "cuda", way in (COMPILED, BOTH)
+    return on_gpu or not compiled or (way, name) == (BOTH, settings.sizes.small)
 
 
 def _load(settings: Settings, name: str, dtype: str) -> ImageEncoder:
