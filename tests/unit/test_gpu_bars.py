@@ -97,6 +97,7 @@ def results(rate: float = 3000.0, cosine: float = 0.99995, long: float = 31.0) -
             *(Row({"model": "vit-l-14", "dtype": one, "way": "eager"}, rate) for one in ("bfloat16", "float16")),
             Row({"model": "vit-l-14", "dtype": "float16", "way": "compiled"}, None, note="failed: no compiler"),
             Row({"model": "vit-b-32", "dtype": "float16", "way": "eager"}, 20_000.0),
+            Row({"model": "vit-l-14", "dtype": "float16", "part": "a layer"}, 9_000.0, "ms"),
         ),
         step("pixels", Row({"pixels": "decode and resize", "on": "all cores"}, 5_200.0)),
         step("job", *job(13.0, FULL.job)),
@@ -130,6 +131,13 @@ def test_a_bar_is_missed_by_the_figure_that_it_is_of() -> None:
     assert one_of(far, "of bfloat16 to").found == "0.998900 (vit-l-14, centred)"
     assert one_of(decoding, "ViT-B/32 from JPEG").verdict == MISSED
     assert one_of(decoding, "ViT-B/32 from JPEG").found == "86.5%: 4,500 of 5,200 images/s"
+
+
+def test_what_is_reached_so_far_is_not_reached_where_the_step_was_cut() -> None:
+    good, bad = ([step("fidelity", *cosines(lowest), status=CUT)] for lowest in (0.99999, 0.99))
+    found = one_of(judged(good), "of bfloat16 to")
+    assert (found.verdict, found.found) == (NOT_MEASURED, "so far 0.999990 (vit-l-14, raw)")
+    assert one_of(judged(bad), "of bfloat16 to").verdict == MISSED
 
 
 def test_a_dtype_that_could_not_be_loaded_is_missed_with_its_reason() -> None:
@@ -203,6 +211,12 @@ def test_one_product_for_query_key_and_value_gives_the_same(encoder: ImageEncode
     with torch.inference_mode():
         torch.testing.assert_close(changed(pixels_BCHW), encoder(pixels_BCHW), atol=1e-5, rtol=0)
     assert tower.variant(encoder, tower.EAGER) is encoder
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_a_layer_is_measured_alone(encoder: ImageEncoder, index: int, tmp_path: Path) -> None:
+    figure = tower._layer_figure(Settings(str(tmp_path), tiny=True), encoder, 2, index)
+    assert isinstance(figure.value, float) and figure.value > 0 and figure.unit == "ms"
 
 
 def test_tars_hold_the_same_photographs_again_and_again(tmp_path: Path) -> None:

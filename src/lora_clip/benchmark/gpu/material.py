@@ -20,6 +20,7 @@ from lora_clip.benchmark.photographs import list_photographs
 from lora_clip.errors import ConfigError
 from lora_clip.io.atomic import replaced, temporary_name
 from lora_clip.io.process import cores
+from lora_clip.terminal import count_of
 
 
 def make(settings: Settings, findings: Findings) -> None:
@@ -34,7 +35,7 @@ def make(settings: Settings, findings: Findings) -> None:
 def _shards_figure(settings: Settings, images: int) -> Figure:
     began = time.monotonic()
     tars = len(list(shards(settings, images).glob("*.tar")))
-    note = f"{tars} tars of the same {settings.sizes.photographs} photographs"
+    note = f"{count_of(tars, 'tar')} of the same {settings.sizes.photographs} photographs"
     return Figure(round(time.monotonic() - began, 2), "s", note)
 
 

@@ -114,8 +114,9 @@ def _watch(step: Step, path: Path, settings: Settings, limit: float) -> Result:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process with all that it has started, and what these have."""
     started: list[psutil.Process] = []
-    with suppress(psutil.Error):
-        started = psutil.Process(process.pid).children(recursive=True)
+    if process.poll() is None:
+        with suppress(psutil.Error):
+            started = psutil.Process(process.pid).children(recursive=True)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for one in started:

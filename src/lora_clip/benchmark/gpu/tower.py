@@ -53,6 +53,7 @@ def measure(settings: Settings, findings: Findings) -> None:
     first, *others = settings.sizes.batches
     auto = dtype_name(resolve_dtype("auto", settings.device.type))
     _measure(settings, findings, auto, (*WAYS, BOTH), [first])
+    _measure_layers(settings, findings, auto, first)
     if auto != OTHER:
         _measure(settings, findings, OTHER, (EAGER, COMPILED), [first])
     _measure(settings, findings, auto, WAYS, others)
@@ -66,6 +67,26 @@ def _measure(settings: Settings, findings: Findings, dtype: str, ways: tuple[str
             findings.attempt(
                 partial(_figure, settings, plain, name, batch, way), model=name, dtype=dtype, batch=batch, way=way
             )
+
+
+def _measure_layers(settings: Settings, findings: Findings, dtype: str, batch: int) -> None:
+    """What one layer takes of the time, and the last one, which computes the class token alone."""
+    for name in (settings.sizes.large, settings.sizes.small):
+        plain = _load(settings, name, dtype)
+        for part, index in (("a layer", 0), ("the last layer", -1)):
+            free()
+            findings.attempt(
+                partial(_layer_figure, settings, plain, batch, index), model=name, dtype=dtype, batch=batch, part=part
+            )
+
+
+@torch.inference_mode()
+def _layer_figure(settings: Settings, plain: ImageEncoder, batch: int, index: int) -> Figure:
+    tower: Any = plain.tower
+    start_TD: torch.Tensor = tower.start_TD
+    tokens_BTD = torch.randn((batch, *start_TD.shape), dtype=start_TD.dtype, device=start_TD.device)
+    seconds = seconds_a_call(partial(tower.layers[index], tokens_BTD), settings.device, settings.sizes.seconds / 2)
+    return Figure(round(1e3 * seconds, 3), "ms")
 
 
 def _is_worth_it(settings: Settings, name: str, way: str) -> bool:
