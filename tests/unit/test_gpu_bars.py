@@ -110,7 +110,7 @@ def results(rate: float = 3000.0, cosine: float = 0.99995, long: float = 31.0) -
 
 
 def judged(found: Sequence[Result]) -> dict[str, Verdict]:
-    return {one.bar: one for one in verdicts(found) if "command of its own" not in one.found}
+    return {one.bar: one for one in verdicts(found) if "not by this command" not in one.found}
 
 
 def one_of(found: dict[str, Verdict], word: str) -> Verdict:
