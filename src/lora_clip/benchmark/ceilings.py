@@ -61,17 +61,17 @@ def measure(base: Path, adapter: Path, shards: Path, images: int) -> Ceilings:
     spec = embedder.spec
     photographs = list_photographs(shards, images)
     data = [photograph.read() for photograph in photographs[:: max(1, len(photographs) // SAMPLE)]]
-    decoding, pixels = (_on_all_cores(partial(work, data, spec)) for work in (_decode, _pixels))
+    decoding, pixels = (on_all_cores(partial(work, data, spec)) for work in (decode_rate, pixel_rate))
     devices = max(1, torch.cuda.device_count())
     forward, batch_size = max((_forward(embedder, size, device), size) for size in BATCH_SIZES[device.type])
     return Ceilings(decoding, pixels, devices * forward, batch_size, dtype_name(dtype), device.type, devices, cores())
 
 
-def _on_all_cores(work: Callable[[], float]) -> float:
-    """The sum of what as many processes as there are cores do at once."""
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(cores()), context.SimpleQueue()
-    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(cores())]
+def on_all_cores(work: Callable[[], float], number: int | None = None) -> float:
+    """The sum of what as many processes as there are cores, or another number of them, do at once."""
+    context, number = multiprocessing.get_context("fork"), number or cores()
+    barrier, results = context.Barrier(number), context.SimpleQueue()
+    processes = [context.Process(target=_alongside, args=(work, barrier, results)) for _ in range(number)]
     for process in processes:
         process.start()
     total = sum(results.get() for _ in processes)
@@ -86,21 +86,23 @@ def _alongside(work: Callable[[], float], barrier: object, results: object) -> N
     results.put(work())  # type: ignore[attr-defined]
 
 
-def _decode(data: list[bytes], spec: PreprocessSpec) -> float:
-    return _rate(data, lambda image: decode(image))
+def decode_rate(data: list[bytes], spec: PreprocessSpec, seconds: float = SECONDS) -> float:
+    """Images/s that one process decodes."""
+    return _rate(data, lambda image: decode(image), seconds)
 
 
-def _pixels(data: list[bytes], spec: PreprocessSpec) -> float:
+def pixel_rate(data: list[bytes], spec: PreprocessSpec, seconds: float = SECONDS) -> float:
+    """Images/s that one process makes pixels of."""
     out_CHW = torch.empty((3, *spec.crop), dtype=torch.uint8)
-    return _rate(data, lambda image: prepare(image, spec, out_CHW))
+    return _rate(data, lambda image: prepare(image, spec, out_CHW), seconds)
 
 
-def _rate(data: list[bytes], work: Callable[[bytes], object]) -> float:
+def _rate(data: list[bytes], work: Callable[[bytes], object], seconds: float) -> float:
     """Images/s of one process, over and over the same images until the time is up."""
     started = time.perf_counter()
     for done, image in enumerate(cycle(data), start=1):
         work(image)
-        if (passed := time.perf_counter() - started) > SECONDS:
+        if (passed := time.perf_counter() - started) > seconds:
             return done / passed
     raise AssertionError("there are images")
 

@@ -17,10 +17,20 @@ RANDOM: dict[str, dict[str, Any]] = {
     "one-layer": {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12, "patch_size": 32},
 }
 """The vision towers; `one-layer` is ViT-B/32 with one layer: next to decoding, what a fast GPU makes of any of them."""
-PROJECTION = {"vit-b-32": 512, "vit-l-14": 768, "one-layer": 512}
+TINY: dict[str, dict[str, Any]] = {
+    "tiny-32": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 32},
+    "tiny-14": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14},
+}
+"""To try a benchmark with, on images of true size."""
+PROJECTION = {"vit-b-32": 512, "vit-l-14": 768, "one-layer": 512, "tiny-32": 32, "tiny-14": 32}
 TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
 """The text tower is not run, so it is small."""
 RANK, TARGETS = 16, ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def shape_of(name: str) -> tuple[dict[str, Any], int]:
+    """A vision tower's numbers as transformers calls them, and the width of its embeddings."""
+    return {**RANDOM, **TINY}[name], PROJECTION[name]
 
 
 def make_random(folder: Path, name: str) -> tuple[Path, Path]:
@@ -40,11 +50,11 @@ def _save(folder: Path, home: Path, name: str) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    shape = RANDOM[name]
+    shape, projection = shape_of(name)
     vision = {**shape, "intermediate_size": 4 * shape["hidden_size"], "image_size": 224}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = CLIPModel(CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=PROJECTION[name]))
+        model = CLIPModel(CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=projection))
         model.save_pretrained(folder / "base")
         CLIPImageProcessor().save_pretrained(folder / "base")
         for pattern in TOKENIZER_FILES:  # sentence-transformers asks for one

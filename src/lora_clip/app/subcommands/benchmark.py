@@ -4,6 +4,7 @@ Without arguments, over a one-layer model and photographs it makes itself; or, f
     lora-clip benchmark --subset 100               the first 100 images only
     lora-clip benchmark --random vit-b-32 --shards /data/shards
     lora-clip benchmark --quick --against HEAD~3   is this checkout slower than that commit? ratios, with intervals
+    lora-clip benchmark --gpu                      ten minutes: everything about a GPU, into WORK/gpu.md and gpu.json
     lora-clip benchmark --base BASE --adapter ADAPTER --shards /data/shards --json b.json --chart b.svg
 
 Rates are marginal, from whole processes of two sizes; the collection is read once before, so storage is not measured.
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", type=int, help="use only the first so many images")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long the larger run takes beyond the smaller")
     parser.add_argument("--repeats", type=int, default=3, help="how often both are run; medians count")
-    parser.add_argument("--only", help="only these patterns, by name, with commas between")
+    parser.add_argument("--only", help="only these patterns, or steps of --gpu, by name, with commas between")
     parser.add_argument(
         "--override", action="append", default=[], help="an override for this job, such as model.dtype=float32"
     )
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", metavar="COMMIT", help="that commit (default: where the branch left main, or HEAD~1)"
     )
+    parser.add_argument("--gpu", action="store_true", help="measure a GPU, a step after the other; docs/benchmarks.md")
+    parser.add_argument("--minutes", type=float, default=10.0, help="with --gpu: how long all steps take together")
+    parser.add_argument("--tiny", action="store_true", help="with --gpu: very small sizes, to try it without one")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--chart", type=Path, help="write them there as bars (SVG)")
 
@@ -62,6 +66,8 @@ def run(given: argparse.Namespace) -> int:
 
         print(quick(given.work, given.random, given.against, QUICK_SECONDS))
         return 0
+    if given.gpu:
+        return measure_gpu(given)
     from lora_clip.benchmark.run import benchmark
     from lora_clip.benchmark.table import chart, text
 
@@ -71,6 +77,19 @@ def run(given: argparse.Namespace) -> int:
         given.json.write_text(json.dumps(asdict(results), indent=2) + "\n")
     if given.chart:
         given.chart.write_text(chart(results.rows, f"images per second, {results.model}"))
+    return 0
+
+
+def measure_gpu(given: argparse.Namespace) -> int:
+    """Answer what is an estimate about a GPU until then. Raises ConfigError where there is none."""
+    from lora_clip.benchmark.gpu.run import benchmark_gpu
+    from lora_clip.benchmark.gpu.sizes import Settings
+    from lora_clip.benchmark.gpu.steps import choose
+
+    own = {name: str(path) if (path := getattr(given, name)) else None for name in ("base", "adapter")}
+    settings = Settings(str(given.work.resolve()), given.tiny, **own)
+    print(benchmark_gpu(settings, given.minutes, choose(given.only)))
+    print(f"\nwritten: {given.work / 'gpu.md'}, {given.work / 'gpu.json'}, a file each step in {given.work / 'gpu'}")
     return 0
 
 

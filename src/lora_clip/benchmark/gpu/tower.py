@@ -1,0 +1,145 @@
+"""Images/s of the towers alone: as they are, with one product for query, key and value, and compiled a layer at a time.
+
+The variants live here only: what measures better is to move into models/clip_tower.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lora_clip.benchmark.gpu import material
+from lora_clip.benchmark.gpu.findings import Figure, Findings
+from lora_clip.benchmark.gpu.products import tower_of
+from lora_clip.benchmark.gpu.sizes import Settings
+from lora_clip.benchmark.gpu.timing import first_seconds, free, seconds_a_call
+from lora_clip.models.checkpoint import find_checkpoint
+from lora_clip.models.clip_tower import Layer, stack
+from lora_clip.models.compute import DTYPES, Compute, dtype_name, resolve_dtype
+from lora_clip.models.embedder import MergedEmbedder
+from lora_clip.models.encoder import COMPILE, ImageEncoder
+from lora_clip.models.proof import lowest_cosine
+
+EAGER, ONE_PRODUCT, COMPILED, BOTH = "eager", "one product for q, k, v", "compiled by layers", "one product, compiled"
+WAYS = (EAGER, ONE_PRODUCT, COMPILED)
+ALIKE, OTHER = 0.999, "bfloat16"
+
+
+class OneProductLayer(Layer):
+    """A Layer that reads its tokens once for queries, keys and values; made of one that is cast already."""
+
+    def __init__(self, layer: Layer) -> None:
+        nn.Module.__init__(self)  # Layer's own takes one of transformers'
+        self.heads, self.activation = layer.heads, layer.activation
+        self.attention_norm, self.mlp_norm = layer.attention_norm, layer.mlp_norm
+        self.query = stack(layer.query, layer.key_value)
+        self.out, self.fc1, self.fc2 = layer.out, layer.fc1, layer.fc2
+
+    def self_attention(self, normed_BTD: torch.Tensor) -> torch.Tensor:
+        """Multi-head self-attention, as Layer has it."""
+        together_3BhTd = self.query(normed_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        context_BhTd = functional.scaled_dot_product_attention(*together_3BhTd.unbind())
+        return self.out(context_BhTd.transpose(1, 2).flatten(2))
+
+
+def measure(settings: Settings, findings: Findings) -> None:
+    """Tell the rates of the dtype that `auto` is at all batch sizes, then of bfloat16 at the one that counts most."""
+    first, *others = settings.sizes.batches
+    auto = dtype_name(resolve_dtype("auto", settings.device.type))
+    _measure(settings, findings, auto, (*WAYS, BOTH), [first])
+    _measure_layers(settings, findings, auto, first)
+    if auto != OTHER:
+        _measure(settings, findings, OTHER, (EAGER, COMPILED), [first])
+    _measure(settings, findings, auto, WAYS, others)
+
+
+def _measure(settings: Settings, findings: Findings, dtype: str, ways: tuple[str, ...], batches: list[int]) -> None:
+    for name in (settings.sizes.large, settings.sizes.small):
+        plain = _load(settings, name, dtype)
+        for batch, way in ((batch, way) for batch in batches for way in ways if _is_worth_it(settings, name, way)):
+            free()
+            findings.attempt(
+                partial(_figure, settings, plain, name, batch, way), model=name, dtype=dtype, batch=batch, way=way
+            )
+
+
+def _measure_layers(settings: Settings, findings: Findings, dtype: str, batch: int) -> None:
+    """What one layer takes of the time, and the last one, which computes the class token alone."""
+    for name in (settings.sizes.large, settings.sizes.small):
+        plain = _load(settings, name, dtype)
+        for part, index in (("a layer", 0), ("the last layer", -1)):
+            free()
+            findings.attempt(
+                partial(_layer_figure, settings, plain, batch, index), model=name, dtype=dtype, batch=batch, part=part
+            )
+
+
+@torch.inference_mode()
+def _layer_figure(settings: Settings, plain: ImageEncoder, batch: int, index: int) -> Figure:
+    tower: Any = plain.tower
+    start_TD: torch.Tensor = tower.start_TD
+    tokens_BTD = torch.randn((batch, *start_TD.shape), dtype=start_TD.dtype, device=start_TD.device)
+    seconds = seconds_a_call(partial(tower.layers[index], tokens_BTD), settings.device, settings.sizes.seconds / 2)
+    return Figure(round(1e3 * seconds, 3), "ms")
+
+
+def _is_worth_it(settings: Settings, name: str, way: str) -> bool:
+    """Whether to wait for it: a CPU's compiler takes half a minute a network, however small that is."""
+    on_gpu, compiled = settings.device.type == "cuda", way in (COMPILED, BOTH)
+    return on_gpu or not compiled or (way, name) == (BOTH, settings.sizes.small)
+
+
+def _load(settings: Settings, name: str, dtype: str) -> ImageEncoder:
+    base, adapter = material.model(settings, name)
+    compute = Compute(DTYPES[dtype], settings.device, settings.sizes.batches[0])
+    return MergedEmbedder(find_checkpoint(str(base), str(adapter)), compute).load().images.encoder
+
+
+def _figure(settings: Settings, plain: ImageEncoder, name: str, batch: int, way: str) -> Figure:
+    """One rate; a variant that gives other embeddings is an error."""
+    device, shape = settings.device, (batch, 3, 224, 224)
+    # made as a job's batches are, outside inference mode
+    pixels_BCHW = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    encoder = variant(plain, way)
+    with torch.inference_mode():
+        run = partial(encoder, pixels_BCHW)
+        started = first_seconds(run, device)
+        if not (alike := lowest_cosine(plain(pixels_BCHW), run())) >= ALIKE:  # nor is NaN
+            raise AssertionError(f"cosine {alike:.6f} to the eager tower")
+        seconds = seconds_a_call(run, device, settings.sizes.seconds)
+    return Figure(round(batch / seconds, 1), "images/s", _note(name, batch, seconds, way, started))
+
+
+def _note(name: str, batch: int, seconds: float, way: str, started: float) -> str:
+    tflops = tower_of(name).gflop * batch / seconds / 1e3
+    compiling = f", compiled in {started:.0f} s" if way in (COMPILED, BOTH) else ""
+    return f"{1e3 * seconds:.2f} ms a batch, {tflops:,.1f} TFLOP/s of the whole network's arithmetic{compiling}"
+
+
+def variant(plain: ImageEncoder, way: str) -> ImageEncoder:
+    """The same network computed in another way; the eager one is itself."""
+    if way == EAGER:
+        return plain
+    changed = copy.deepcopy(plain)
+    tower: Any = changed.tower
+    if way in (ONE_PRODUCT, BOTH):
+        tower.layers = nn.Sequential(*_with_one_product(tower.layers))
+    if way in (COMPILED, BOTH):
+        torch.compiler.reset()  # each shape is compiled anew, and after a few of them PyTorch would give up in silence
+        for layer in tower.layers:
+            layer.compile(**COMPILE)
+    return changed
+
+
+def _with_one_product(layers: nn.Sequential) -> Iterator[nn.Module]:
+    *others, last = layers
+    for layer in others:
+        assert isinstance(layer, Layer)
+        yield OneProductLayer(layer)
+    yield last
