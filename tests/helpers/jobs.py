@@ -157,10 +157,17 @@ def start(
     preexec: Callable[[], None] | None = None, **more: str,
 ) -> Job:  # fmt: skip
     """Start a job cold."""
+    return start_line(command(overrides, ranks, launcher), folder, preexec, **more)
+
+
+def start_line(
+    line: Sequence[str], folder: Path | None = None, preexec: Callable[[], None] | None = None, **more: str
+) -> Job:
+    """Start what is typed, whatever it is."""
     logs = new_folder()
     with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(
-            command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
+            line, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
             env=environment(JOB=str(logs), **more), start_new_session=True, preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)

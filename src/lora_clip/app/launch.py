@@ -19,9 +19,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app.exits import on_sigterm
+from lora_clip.app.meeting import keeps_a_store, meet
 from lora_clip.errors import ConfigError
 from lora_clip.extras import how_to_install
 from lora_clip.io.process import node_cores
+from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.models.compute import auto_batch_size
 
 AUTO = "auto"
@@ -41,6 +43,12 @@ class RanksApart(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__(process_group_backend="gloo", timeout=PATIENCE)
+
+    def setup_distributed(self) -> None:
+        """Let the ranks meet; Lightning leaves a process group that is there as it is."""
+        if keeps_a_store() and not torch.distributed.is_initialized():
+            meet(PATIENCE)
+        super().setup_distributed()
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Leave the weights alone: all ranks read the same files, but Lightning would send rank 0's to the others."""
@@ -130,7 +138,7 @@ def torchrun_shape() -> dict[str, Any]:
     return {"devices": devices, "num_nodes": nodes}
 
 
-def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+def predict(trainer: pl.Trainer, model: pl.LightningModule, data: PixelDataModule) -> None:
     """Predict on this rank, then wait for the others. An error here ends the ranks that Lightning launched as well."""
     try:
         # without return_predictions=False every embedding would stay in memory
@@ -140,6 +148,8 @@ def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDa
         if trainer.strategy.launcher is not None and hasattr(trainer.strategy.launcher, "kill"):
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
+    finally:
+        data.leave()
 
 
 def rank_of(trainer: pl.Trainer) -> int:

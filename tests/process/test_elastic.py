@@ -1,0 +1,132 @@
+"""Ranks and nodes that come and go under torchrun: real kills, and what is committed is never done again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helpers.jobs import (
+    PROJECT,
+    Job,
+    check_layout,
+    committed,
+    free_port,
+    ledger,
+    lora_clip,
+    nursery,
+    snapshot,
+    start_line,
+    wait_for,
+    write_shard,
+)
+
+SHARDS, PER_SHARD = 24, 10
+IMAGES = SHARDS * PER_SHARD
+PATIENCE = 180.0
+SCRIPT = PROJECT / "examples/clusters/elastic.sh"
+
+
+class Gated:
+    """A job that begins, commits something at each start, and ends only when the gate is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.output, self.gate = folder, folder / "output", folder / "open"
+        shutil.copy(PROJECT / "tests/helpers/gate.py", folder / "gate.py")
+        for shard in range(SHARDS):
+            write_shard(folder / f"shards/{shard:02d}.tar", PER_SHARD, seed=shard)
+        self.jobs: list[Job] = []
+
+    def typed(self, output: Path) -> list[str]:
+        """What is typed after the command."""
+        return [
+            "data=shards", f"data.shards={self.folder / 'shards'}", f"output_dir={output}", "data.batch_size=4",
+            "data.num_workers=1", "data.stages=[gate:stage]", "trainer.accelerator=cpu",
+        ]  # fmt: skip
+
+    def start(self, *launcher: str, **more: str) -> Job:
+        """Start one node of it."""
+        more |= {"GATE": str(self.gate), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        job = start_line([*launcher, *self.typed(self.output)], folder=self.folder, **more)
+        self.jobs.append(job)
+        return job
+
+    def lines(self) -> list[tuple[int, int, int]]:
+        """What is committed."""
+        return [(line["shard"], line["start"], line["stop"]) for own in ledger(self.output).values() for line in own]
+
+    def wait_for_more(self) -> list[tuple[int, int, int]]:
+        """Wait until more is committed; all of it."""
+        before = len(self.lines())
+        assert wait_for(lambda: len(self.lines()) > before, PATIENCE), self.told()
+        return self.lines()
+
+    def told(self) -> str:
+        return "\n".join(job.stdout + job.stderr for job in self.jobs)
+
+    def undisturbed(self) -> dict[str, str]:
+        """The output that one rank writes without any of this."""
+        output = self.folder / "undisturbed"
+        nursery().predict(*self.typed(output), folder=self.folder, GATE=str(self.folder)).expect(0)
+        return snapshot(output)
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[Gated]:
+    (tmp_path / "shards").mkdir()
+    made = Gated(tmp_path)
+    yield made
+    for job in made.jobs:
+        job.signal_all(signal.SIGKILL)
+        with contextlib.suppress(AssertionError):
+            job.wait(10)
+
+
+def ranks_of(job: Job) -> dict[int, psutil.Process]:
+    """The living ranks of a node: what its torchrun has started."""
+    members = {process.pid: process for process in job.members()}
+    found = {}
+    for process in members.values():
+        with contextlib.suppress(psutil.Error):
+            parent = members.get(process.ppid())
+            if "RANK" in process.environ() and parent is not None and "RANK" not in parent.environ():
+                found[int(process.environ()["RANK"])] = process
+    return found
+
+
+def kill_a_rank(job: Job, rank: int) -> None:
+    """Kill it, and wait until others were started in the place of all."""
+    before = {process.pid for process in ranks_of(job).values()}
+    ranks_of(job)[rank].kill()
+    assert wait_for(lambda: (now := ranks_of(job)) and not before & {one.pid for one in now.values()}, PATIENCE)
+
+
+def check_complete(gated: Gated) -> None:
+    check_layout(gated.output, rows=IMAGES)
+    assert len(committed(gated.output)) == len(set(committed(gated.output))) == IMAGES, "something was done twice"
+    assert lora_clip("verify", gated.output).returncode == 0
+    assert snapshot(gated.output) == gated.undisturbed()
+
+
+def test_nodes_come_and_go(gated: Gated) -> None:
+    """A node, a second one that joins late, a rank that is killed, and the second node killed as a whole."""
+    place = {"HEAD": f"localhost:{free_port()}", "RANKS": "1", "JOIN": "1"}
+    first = gated.start(str(SCRIPT), **place)
+    alone = gated.wait_for_more()
+    second = gated.start(str(SCRIPT), **place)
+    assert wait_for(lambda: 1 in ledger(gated.output), PATIENCE), gated.told()
+    both = gated.lines()
+    kill_a_rank(second, next(iter(ranks_of(second))))
+    again = gated.wait_for_more()
+    second.signal_all(signal.SIGKILL)
+    gated.gate.touch()
+    first.wait(PATIENCE).expect(0)
+    assert set(alone) < set(both) < set(again) <= set(gated.lines())
+    check_complete(gated)
