@@ -51,6 +51,13 @@ class Gated:
             "data.num_workers=1", "data.stages=[gate:stage]", "trainer.accelerator=cpu",
         ]  # fmt: skip
 
+    def start_impatient(self, ranks: int) -> Job:
+        """Start it with ranks that give one another up soon, once the gate is open."""
+        script = str(PROJECT / "tests/helpers/impatient.py")
+        line = [script, *self.typed(self.output)]
+        self.jobs.append(job := nursery().start_script(line, ranks, self.folder, {"GATE": str(self.gate)}))
+        return job
+
     def start(self, *launcher: str, **more: str) -> Job:
         """Start one node of it."""
         more |= {"GATE": str(self.gate), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -85,8 +92,6 @@ def gated(tmp_path: Path) -> Iterator[Gated]:
     yield made
     for job in made.jobs:
         job.signal_all(signal.SIGKILL)
-        with contextlib.suppress(AssertionError):
-            job.wait(10)
 
 
 def ranks_of(job: Job) -> dict[int, psutil.Process]:
@@ -129,4 +134,27 @@ def test_nodes_come_and_go(gated: Gated) -> None:
     gated.gate.touch()
     first.wait(PATIENCE).expect(0)
     assert set(alone) < set(both) < set(again) <= set(gated.lines())
+    check_complete(gated)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_rank_is_given_up(gated: Gated, frozen: int) -> None:
+    """It closes no connection; rank 0 has the store of the job as well, and whoever asks that waits for ever."""
+    job = gated.start_impatient(ranks=2)
+    assert wait_for(lambda: len(ledger(gated.output)) == 2, PATIENCE), job.stderr
+    ranks = sorted(psutil.Process(job.pid).children(), key=lambda rank: (rank.create_time(), rank.pid))
+    for process in (ranks[frozen], *ranks[frozen].children()):
+        process.suspend()
+    before = gated.lines()
+    gated.gate.touch()
+    assert wait_for(lambda: not ranks[1 - frozen].is_running(), PATIENCE), job.stderr
+    told = (
+        f"error: rank {frozen} was not heard of for 4 s: frozen, or cut off from this one. Type the same command again"
+    )
+    assert job.stderr.count("error: ") == job.stderr.count(told) == 1, job.stderr
+    assert not (gated.output / "manifest.json").exists()
+    job.signal_all(signal.SIGKILL)
+    job.wait()
+    nursery().predict(*gated.typed(gated.output), folder=gated.folder, GATE=str(gated.gate)).expect(0)
+    assert set(before) <= set(gated.lines())
     check_complete(gated)
