@@ -157,13 +157,14 @@ def start(
     preexec: Callable[[], None] | None = None, **more: str,
 ) -> Job:  # fmt: skip
     """Start a job cold."""
-    return start_line(command(overrides, ranks, launcher), folder, preexec, **more)
+    return start_line(command(overrides, ranks, launcher), more, folder, preexec)
 
 
 def start_line(
-    line: Sequence[str], folder: Path | None = None, preexec: Callable[[], None] | None = None, **more: str
-) -> Job:
-    """Start what is typed, whatever it is."""
+    line: Sequence[str], more: Mapping[str, str], folder: Path | None = None,
+    preexec: Callable[[], None] | None = None,
+) -> Job:  # fmt: skip
+    """Start what is typed, whatever it is, with `more` in its environment."""
     logs = new_folder()
     with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(

@@ -37,17 +37,15 @@ SCRIPT = PROJECT / "examples/clusters/elastic.sh"
 class Gated:
     """A job that begins, commits something at each start, and ends only when the gate is opened."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.output, self.gate = folder, folder / "output", folder / "open"
+    def __init__(self, shards: Path, folder: Path) -> None:
+        self.shards, self.folder, self.output, self.gate = shards, folder, folder / "output", folder / "open"
         shutil.copy(PROJECT / "tests/helpers/gate.py", folder / "gate.py")
-        for shard in range(SHARDS):
-            write_shard(folder / f"shards/{shard:02d}.tar", PER_SHARD, seed=shard)
         self.jobs: list[Job] = []
 
     def typed(self, output: Path) -> list[str]:
         """What is typed after the command."""
         return [
-            "data=shards", f"data.shards={self.folder / 'shards'}", f"output_dir={output}", "data.batch_size=4",
+            "data=shards", f"data.shards={self.shards}", f"output_dir={output}", "data.batch_size=4",
             "data.num_workers=1", "data.stages=[gate:stage]", "trainer.accelerator=cpu",
         ]  # fmt: skip
 
@@ -55,13 +53,12 @@ class Gated:
         """Start it with ranks that give one another up soon, once the gate is open."""
         script = str(PROJECT / "tests/helpers/impatient.py")
         line = [script, *self.typed(self.output)]
-        self.jobs.append(job := nursery().start_script(line, ranks, self.folder, {"GATE": str(self.gate)}))
-        return job
+        return nursery().start_script(line, ranks, self.folder, {"GATE": str(self.gate)})
 
     def start(self, *launcher: str, **more: str) -> Job:
         """Start one node of it."""
         more |= {"GATE": str(self.gate), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        job = start_line([*launcher, *self.typed(self.output)], folder=self.folder, **more)
+        job = start_line([*launcher, *self.typed(self.output)], more, self.folder)
         self.jobs.append(job)
         return job
 
@@ -78,20 +75,30 @@ class Gated:
     def told(self) -> str:
         return "\n".join(job.stdout + job.stderr for job in self.jobs)
 
-    def undisturbed(self) -> dict[str, str]:
-        """The output that one rank writes without any of this."""
-        output = self.folder / "undisturbed"
-        nursery().predict(*self.typed(output), folder=self.folder, GATE=str(self.folder)).expect(0)
-        return snapshot(output)
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(SHARDS):
+        write_shard(folder / f"{shard:02d}.tar", PER_SHARD, seed=shard)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The output that one rank writes without any of this."""
+    alone = Gated(shards, tmp_path_factory.mktemp("undisturbed"))
+    nursery().predict(*alone.typed(alone.output), folder=alone.folder, GATE=str(alone.folder)).expect(0)
+    return snapshot(alone.output)
 
 
 @pytest.fixture
-def gated(tmp_path: Path) -> Iterator[Gated]:
-    (tmp_path / "shards").mkdir()
-    made = Gated(tmp_path)
+def gated(shards: Path, tmp_path: Path) -> Iterator[Gated]:
+    made = Gated(shards, tmp_path)
     yield made
     for job in made.jobs:
         job.signal_all(signal.SIGKILL)
+        job.wait()
 
 
 def ranks_of(job: Job) -> dict[int, psutil.Process]:
@@ -113,14 +120,14 @@ def kill_a_rank(job: Job, rank: int) -> None:
     assert wait_for(lambda: (now := ranks_of(job)) and not before & {one.pid for one in now.values()}, PATIENCE)
 
 
-def check_complete(gated: Gated) -> None:
+def check_complete(gated: Gated, undisturbed: dict[str, str]) -> None:
     check_layout(gated.output, rows=IMAGES)
     assert len(committed(gated.output)) == len(set(committed(gated.output))) == IMAGES, "something was done twice"
-    assert lora_clip("verify", gated.output).returncode == 0
-    assert snapshot(gated.output) == gated.undisturbed()
+    assert snapshot(gated.output) == undisturbed
 
 
-def test_nodes_come_and_go(gated: Gated) -> None:
+@pytest.mark.timeout(900)
+def test_nodes_come_and_go(gated: Gated, undisturbed: dict[str, str]) -> None:
     """A node, a second one that joins late, a rank that is killed, and the second node killed as a whole."""
     place = {"HEAD": f"localhost:{free_port()}", "RANKS": "1", "JOIN": "1"}
     first = gated.start(str(SCRIPT), **place)
@@ -134,11 +141,12 @@ def test_nodes_come_and_go(gated: Gated) -> None:
     gated.gate.touch()
     first.wait(PATIENCE).expect(0)
     assert set(alone) < set(both) < set(again) <= set(gated.lines())
-    check_complete(gated)
+    assert lora_clip("verify", gated.output).returncode == 0
+    check_complete(gated, undisturbed)
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_rank_is_given_up(gated: Gated, frozen: int) -> None:
+def test_a_frozen_rank_is_given_up(gated: Gated, undisturbed: dict[str, str], frozen: int) -> None:
     """It closes no connection; rank 0 has the store of the job as well, and whoever asks that waits for ever."""
     job = gated.start_impatient(ranks=2)
     assert wait_for(lambda: len(ledger(gated.output)) == 2, PATIENCE), job.stderr
@@ -157,4 +165,4 @@ def test_a_frozen_rank_is_given_up(gated: Gated, frozen: int) -> None:
     job.wait()
     nursery().predict(*gated.typed(gated.output), folder=gated.folder, GATE=str(gated.gate)).expect(0)
     assert set(before) <= set(gated.lines())
-    check_complete(gated)
+    check_complete(gated, undisturbed)

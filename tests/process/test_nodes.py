@@ -43,7 +43,7 @@ def start_nodes(entries: Sequence[Sequence[str]], output: Path, hidden: Sequence
         meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29500", f"--local-addr={address}"]
         meeting += [f"--rdzv_conf=is_host={1 - number}"]  # names tell nothing here: both nodes have one
         line = [*entry, *(hidden if number else ()), *torchrun, *meeting, str(PREDICT), f"output_dir={output}", *TYPED]
-        jobs.append(start_line(line, GLOO_SOCKET_IFNAME=CABLE))
+        jobs.append(start_line(line, {"GLOO_SOCKET_IFNAME": CABLE}))
     return jobs
 
 

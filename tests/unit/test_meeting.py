@@ -11,8 +11,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from helpers.jobs import wait_for
+from helpers.jobs import free_port, wait_for
 from lora_clip.app import launch, meeting
+from lora_clip.errors import PeerError
 
 PATIENCE = timedelta(seconds=100)
 
@@ -23,16 +24,17 @@ def store() -> Iterator[dist.TCPStore]:
     yield dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def start(store: dist.TCPStore, ranks: int, action: Callable[[], None]) -> list[int]:
+def start(port: int, ranks: int, action: Callable[[], None], kept: bool = True) -> list[int]:
     """The pids of ranks that meet, as torchrun would start them, and do something together."""
-    return [pid for rank in range(ranks) if (pid := _fork(store.port, rank, ranks, action))]
+    return [pid for rank in range(ranks) if (pid := _fork(port, rank, ranks, action, kept))]
 
 
-def _fork(port: int, rank: int, ranks: int, action: Callable[[], None]) -> int:
+def _fork(port: int, rank: int, ranks: int, action: Callable[[], None], kept: bool) -> int:
     if pid := os.fork():
         return pid
     status = 1
     try:
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(kept)
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": ranks}
         os.environ |= {name: str(value) for name, value in place.items()}
         meeting.meet(PATIENCE)
@@ -51,9 +53,27 @@ def statuses(pids: list[int]) -> list[int]:
 def test_ranks_meet_although_the_addresses_of_the_dead_are_in_the_store(
     store: dist.TCPStore, before: int, after: int
 ) -> None:
-    dead = start(store, before, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    dead = start(store.port, before, lambda: os.kill(os.getpid(), signal.SIGKILL))
     assert statuses(dead) == [-signal.SIGKILL] * before
-    assert statuses(start(store, after, lambda: None)) == [0] * after
+    assert statuses(start(store.port, after, lambda: None)) == [0] * after
+
+
+def test_rank_0_opens_a_store_where_the_launcher_keeps_none() -> None:
+    assert statuses(start(free_port(), 3, lambda: None, kept=False)) == [0, 0, 0]
+
+
+def test_a_rank_that_waits_for_the_others_hears_signals(store: dist.TCPStore) -> None:
+    def wait() -> None:
+        if dist.get_rank() == 1:
+            signal.pause()
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(7))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        launch.RanksApart().barrier()
+
+    waiting, absent = start(store.port, 2, wait)
+    assert statuses([waiting]) == [7]
+    os.kill(absent, signal.SIGKILL)
+    os.waitpid(absent, 0)
 
 
 def test_a_rank_that_comes_before_rank_0_waits_for_its_name(store: dist.TCPStore) -> None:
@@ -76,11 +96,21 @@ def test_a_rank_that_comes_before_rank_0_waits_for_its_name(store: dist.TCPStore
     assert len(agreed) == 4 and agreed[0] == agreed[1] != agreed[2] == agreed[3]
 
 
-@pytest.mark.parametrize("kept", ["True", "False"])
-def test_only_where_the_launcher_keeps_a_store(kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_never_comes_is_named(store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.set("lora_clip/meeting/name", "earlier")
+    store.set("lora_clip/meeting/earlier/1", "dead")
+    monkeypatch.setattr(meeting, "SECONDS_TO_COME", 0.0)
+    with pytest.raises(PeerError, match=r"2 of the ranks did not come within 0 s, rank 1 the first"):
+        meeting.agree(store, 0, 3)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_only_ranks_of_torchrun_meet_so(started: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[timedelta] = []
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", kept)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if started:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     monkeypatch.setattr(launch, "meet", met.append)
     monkeypatch.setattr(launch.DDPStrategy, "setup_distributed", lambda self: None)
     launch.RanksApart().setup_distributed()
-    assert met == ([launch.PATIENCE] if kept == "True" else [])
+    assert met == ([launch.PATIENCE] if started else [])
