@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from lora_clip.errors import PeerError
 
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_COME = 600.0
 """How much later than rank 0, which has planned the job by then, the others may be ready."""
 

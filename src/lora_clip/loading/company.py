@@ -35,8 +35,9 @@ class Company:
         self._worked = time.monotonic()
         self._heard = dict.fromkeys(range(1, ranks) if rank == 0 else (0,), (0, self._worked))
         self._left = threading.Event()
-        for work in (self._talk, self._watch):
-            threading.Thread(target=work, name="company", daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._watch)]
+        for thread in self._threads:
+            thread.start()
 
     def at_work(self) -> None:
         """Note that there is work to do yet."""
