@@ -92,8 +92,8 @@ def test_a_holder_that_is_dying_is_waited_for(tmp_path: Path) -> None:
     os.read(reader, 1)
 
     class Impatient(FolderLock):
-        def _try_to_lock(self, insist: bool) -> bool:
-            if not (had := super()._try_to_lock(insist)):
+        def try_claim(self, insist: bool = True) -> bool:
+            if not (had := super().try_claim(insist)):
                 os.kill(holder, signal.SIGKILL)
             return had
 

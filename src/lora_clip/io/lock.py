@@ -46,10 +46,9 @@ class FolderLock:
         A file system without locks is an OutputError too, unless the caller does not `insist`.
         """
         until = time.monotonic() + patience
-        while not self.try_claim(insist):
-            if time.monotonic() < until:
-                time.sleep(SECONDS_BETWEEN_TRIES)
-                continue
+        while not (had := self.try_claim(insist)) and time.monotonic() < until:
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        if not had:
             raise OutputError(
                 f"another job is writing to {self.folder}: wait for it or stop it, or name another folder for this one"
             )
