@@ -53,7 +53,8 @@ class Gated:
         """Start it with ranks that give one another up soon, once the gate is open."""
         script = str(PROJECT / "tests/helpers/impatient.py")
         line = [script, *self.typed(self.output)]
-        return nursery().start_script(line, ranks, self.folder, {"GATE": str(self.gate)})
+        self.jobs.append(job := nursery().start_script(line, ranks, self.folder, {"GATE": str(self.gate)}))
+        return job
 
     def start(self, *launcher: str, **more: str) -> Job:
         """Start one node of it."""
@@ -162,7 +163,7 @@ def test_a_frozen_rank_is_given_up(gated: Gated, undisturbed: dict[str, str], fr
     assert job.stderr.count("error: ") == job.stderr.count(told) == 1, job.stderr
     assert not (gated.output / "manifest.json").exists()
     job.signal_all(signal.SIGKILL)
-    job.wait()
+    assert job.gone(PATIENCE), job.members()
     nursery().predict(*gated.typed(gated.output), folder=gated.folder, GATE=str(gated.gate)).expect(0)
     assert set(before) <= set(gated.lines())
     check_complete(gated, undisturbed)
