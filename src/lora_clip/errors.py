@@ -29,5 +29,9 @@ class TooManyRejectsError(LoraClipError, RuntimeError):
     """More images were rejected than `max_reject_fraction` allows."""
 
 
+class PeerError(LoraClipError, ConnectionError):
+    """Another rank of the job, or the node that it runs on, was not heard of for too long."""
+
+
 class StorageError(LoraClipError, OSError):
     """The output could not be written: disk full, permission, file size limit."""

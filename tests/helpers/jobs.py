@@ -157,10 +157,18 @@ def start(
     preexec: Callable[[], None] | None = None, **more: str,
 ) -> Job:  # fmt: skip
     """Start a job cold."""
+    return start_line(command(overrides, ranks, launcher), more, folder, preexec)
+
+
+def start_line(
+    line: Sequence[str], more: Mapping[str, str], folder: Path | None = None,
+    preexec: Callable[[], None] | None = None,
+) -> Job:  # fmt: skip
+    """Start what is typed, whatever it is, with `more` in its environment."""
     logs = new_folder()
     with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(
-            command(overrides, ranks, launcher), stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
+            line, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
             env=environment(JOB=str(logs), **more), start_new_session=True, preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from helpers.children import in_child
 from lora_clip.errors import OutputError, StorageError
-from lora_clip.io.lock import FolderLock
+from lora_clip.io.lock import FolderLock, seconds_to_wait
 
 
 def claim(folder: Path) -> FolderLock:
@@ -79,6 +80,36 @@ def test_a_file_that_its_last_holder_removes_locks_nobody_in_or_out(tmp_path: Pa
     first.release(remove=True)
     _removed.touch()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_holder_that_is_dying_is_waited_for(tmp_path: Path) -> None:
+    """Until the claimant has tried and failed the holder lives; only then is it ended."""
+    reader, writer = os.pipe()
+    if not (holder := os.fork()):
+        claim(tmp_path)
+        os.write(writer, b".")
+        signal.pause()
+    os.read(reader, 1)
+
+    class Impatient(FolderLock):
+        def try_claim(self, insist: bool = True) -> bool:
+            if not (had := super().try_claim(insist)):
+                os.kill(holder, signal.SIGKILL)
+            return had
+
+    Impatient(tmp_path).claim(patience=100)
+    os.waitpid(holder, 0)
+    assert in_child(lambda: claim(tmp_path)) == 7
+
+
+@pytest.mark.parametrize(("restarts", "seconds"), [(None, 0), ("0", 0), ("3", 60)])
+def test_only_a_job_that_is_started_again_waits(
+    restarts: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS", raising=False)
+    if restarts is not None:
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    assert seconds_to_wait() == seconds
 
 
 def test_a_file_system_without_locks_is_refused_where_it_matters(

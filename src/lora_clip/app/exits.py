@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from lora_clip.app.mistakes import check_arguments, configuration_message, with_
 from lora_clip.app.outputs import find_outputs
 from lora_clip.app.usage import help_text
 from lora_clip.config import check, register
-from lora_clip.errors import DataError, LoraClipError, StorageError, TooManyRejectsError
+from lora_clip.errors import DataError, LoraClipError, PeerError, StorageError, TooManyRejectsError
 from lora_clip.extras import SEARCH, require
 from lora_clip.io.addresses import redacted_text
 from lora_clip.io.process import end_with_parent, resume_collection
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 USER_ERROR, OUT_OF_MEMORY, INTERRUPTED, PIPE_CLOSED, TERMINATED = 2, 12, 130, 141, 143
-EACH_RANKS_OWN = (StorageError, DataError, TooManyRejectsError)
+EACH_RANKS_OWN = (StorageError, DataError, PeerError, TooManyRejectsError)
 """Errors that may come to one rank alone, and so are said by that rank."""
 SECONDS_FOR_RANK_0 = 5.0
 
@@ -94,6 +95,11 @@ def _end(error: BaseException) -> NoReturn:
     _leave(_report(error))
 
 
+def give_up(error: PeerError) -> NoReturn:
+    """End the process, from whichever thread: its main thread may wait for ever for the rank that is lost."""
+    _end(error)
+
+
 def _leave(status: int) -> NoReturn:
     """Exit at once: what Python would do at its end (joining workers, say) may fail in its turn, and say so.
 
@@ -141,7 +147,8 @@ def on_unraisable(unraisable: Any) -> None:
 
 def _kill_workers() -> None:
     """End the data workers before they can complain that this process is gone."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()
 

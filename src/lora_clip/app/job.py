@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from lora_clip.app import launch
 from lora_clip.app.compilation import AUTO, decide
+from lora_clip.app.exits import give_up
 from lora_clip.app.outputs import Output, require_texts, shared_spec
 from lora_clip.app.planning import Job, Survey, plan
 from lora_clip.app.quiet import quiet_lightning
@@ -63,7 +64,14 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
     if settings.decoding == GPU:
         nvjpeg.require_nvjpeg(trainer.strategy.root_device, spec)
     data = PixelDataModule(
-        source, spec, settings.batch_size, settings.workers, settings.decoding, stages, config.data.decode_seconds
+        source,
+        spec,
+        settings.batch_size,
+        settings.workers,
+        settings.decoding,
+        stages,
+        config.data.decode_seconds,
+        give_up,
     )
     embedder = build_embedder(outputs, settings, config.model.compile)
     if launch.rank_of(trainer) > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,9 +20,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app.exits import on_sigterm
+from lora_clip.app.meeting import meet, under_torchrun
 from lora_clip.errors import ConfigError
 from lora_clip.extras import how_to_install
 from lora_clip.io.process import node_cores
+from lora_clip.loading.datamodule import PixelDataModule
 from lora_clip.models.compute import auto_batch_size
 
 AUTO = "auto"
@@ -32,6 +35,8 @@ LOGGER_PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "
 PATIENCE = timedelta(days=7)
 """How long ranks wait for one another at the end: a dead rank is noticed by its launcher, a slow one is no error."""
 
+SECONDS_BETWEEN_LOOKS = 0.01
+
 
 class RanksApart(DDPStrategy):
     """DDP for a prediction: ranks meet over gloo, for the plan, at a few barriers and at the end, and nowhere else.
@@ -41,6 +46,21 @@ class RanksApart(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__(process_group_backend="gloo", timeout=PATIENCE)
+
+    def setup_distributed(self) -> None:
+        """Let the ranks meet; Lightning leaves a process group that is there as it is."""
+        if under_torchrun() and not torch.distributed.is_initialized():
+            meet(PATIENCE)
+        super().setup_distributed()
+
+    def barrier(self, *_: Any, **__: Any) -> None:
+        """Wait for the other ranks, with an ear for signals: within torch they would be heard when all is over."""
+        if not torch.distributed.is_initialized():
+            return
+        waiting = torch.distributed.barrier(async_op=True)
+        while not waiting.is_completed():
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        waiting.wait()
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Leave the weights alone: all ranks read the same files, but Lightning would send rank 0's to the others."""
@@ -119,7 +139,7 @@ def torchrun_shape() -> dict[str, Any]:
 
     Raises ConfigError where the nodes have unequal numbers of processes, which Lightning cannot number.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not under_torchrun():
         return {}
     world, devices, nodes = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
     if world != devices * nodes:
@@ -130,7 +150,7 @@ def torchrun_shape() -> dict[str, Any]:
     return {"devices": devices, "num_nodes": nodes}
 
 
-def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+def predict(trainer: pl.Trainer, model: pl.LightningModule, data: PixelDataModule) -> None:
     """Predict on this rank, then wait for the others. An error here ends the ranks that Lightning launched as well."""
     try:
         # without return_predictions=False every embedding would stay in memory
@@ -140,6 +160,8 @@ def predict(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDa
         if trainer.strategy.launcher is not None and hasattr(trainer.strategy.launcher, "kill"):
             trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
+    finally:
+        data.leave()
 
 
 def rank_of(trainer: pl.Trainer) -> int:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import storage_error
 
 NAME = ".lock"
+SECONDS_BETWEEN_TRIES = 0.1
+SECONDS_TO_DIE = 60.0
+"""How long processes of a group that torchrun ends may take; the group that it starts in their place waits for them."""
+
+
+def seconds_to_wait() -> float:
+    """How long another holder of a lock may be a dying process of this very job: torchrun starts its ranks again."""
+    return SECONDS_TO_DIE if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) else 0.0
 
 
 class FolderLock:
@@ -31,12 +40,15 @@ class FolderLock:
         except OSError as error:
             raise storage_error(self.path, error) from error
 
-    def claim(self, insist: bool = True) -> None:
-        """Make sure that no process of another job is alive. Raises OutputError if one is.
+    def claim(self, insist: bool = True, patience: float = 0.0) -> None:
+        """Make sure that no process of another job is alive. Raises OutputError if one is, after some seconds.
 
         A file system without locks is an OutputError too, unless the caller does not `insist`.
         """
-        if not self.try_claim(insist):
+        until = time.monotonic() + patience
+        while not (had := self.try_claim(insist)) and time.monotonic() < until:
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        if not had:
             raise OutputError(
                 f"another job is writing to {self.folder}: wait for it or stop it, or name another folder for this one"
             )

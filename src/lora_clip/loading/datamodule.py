@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from lora_clip.errors import PeerError
 from lora_clip.io.process import end_with_parent
 from lora_clip.loading.catalog import Catalog
 from lora_clip.loading.claims import ClaimingQueue, OneByOne
-from lora_clip.loading.counters import Counters
+from lora_clip.loading.company import Company
+from lora_clip.loading.counters import Counters, Store
 from lora_clip.loading.dataset import Care, PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
 from lora_clip.loading.encoded import DeviceDecoding, EncodedBatch, room
@@ -47,7 +49,7 @@ class PixelDataModule(LightningDataModule):
     """The batches of a rank: rank 0 brings the `plan`, the others receive it in `setup`.
 
     `batch_size` is per device, `num_workers` per rank; `decoding` is `exact`, `fast` or `gpu`; `stages` are the user's;
-    `decode_seconds` is how long an image may be decoded.
+    `decode_seconds` is how long an image may be decoded. `lost` hears of a rank that has to be given up.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class PixelDataModule(LightningDataModule):
         decoding: str = EXACT,
         stages: Sequence[Stage] = (),
         decode_seconds: float = 120,
+        lost: Callable[[PeerError], Any] | None = None,
     ) -> None:
         super().__init__()
         self.decode_seconds = decode_seconds
@@ -67,6 +70,8 @@ class PixelDataModule(LightningDataModule):
         self.plan: Plan | None = None
         self._counters: Counters | None = None
         self._served: Any = None
+        self._lost = lost
+        self._company: Company | None = None
         self._begun: Iterator[PixelBatch] | None = None
         self._share: Share | None = None
 
@@ -76,6 +81,19 @@ class PixelDataModule(LightningDataModule):
         if self.plan.share is not None and self.trainer is not None:
             self._share = self.plan.share.rank(self.trainer.global_rank)
             self._heartbeat = Heartbeat(self._share)  # before there is a worker that claims anything
+        if isinstance(self._counters, Store) and self._lost is not None:
+            assert self.trainer is not None
+            self._company = Company(self._counters, self.trainer.global_rank, self.trainer.world_size, self._lost)
+
+    def at_work(self) -> None:
+        """Note that this rank still gets batches: it gives nobody up."""
+        if self._company is not None:
+            self._company.at_work()
+
+    def leave(self) -> None:
+        """Part from the other ranks: from now on they may end, and this one."""
+        if self._company is not None:
+            self._company.leave()
 
     def first_images(self, images: int) -> torch.Tensor:
         """The pixels (N, C, H, W) of up to so many images of this rank, to try a model on before the job begins."""
@@ -195,6 +213,10 @@ class EarlyBatches(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The plan is there, and models come next."""
         trainer.datamodule.begin()  # type: ignore[attr-defined]
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """A batch is there."""
+        trainer.datamodule.at_work()  # type: ignore[attr-defined]
 
 
 def _prepare_worker(niceness: int, _: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from lora_clip.errors import OutputError
 from lora_clip.io.atomic import storage_error
-from lora_clip.io.lock import FolderLock
+from lora_clip.io.lock import FolderLock, seconds_to_wait
 from lora_clip.output import provenance
 from lora_clip.output.housekeeping import assemble_finished, clear, recover
 from lora_clip.output.layout import SUFFIXES
@@ -91,7 +91,7 @@ class OutputSession:
 
     def _claim(self) -> None:
         self._lock = FolderLock(self.root)
-        self._lock.claim()
+        self._lock.claim(patience=seconds_to_wait())
 
     def _refuse_untrusted(self) -> None:
         occupied = [kind for kind in SUFFIXES if (self.root / kind).exists()]
