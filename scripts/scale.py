@@ -41,6 +41,7 @@ from lora_clip.output.tables import METADATA_SCHEMA, row_table, write_table
 from lora_clip.output.verify import verify
 from lora_clip.sources.base import Source
 from lora_clip.sources.folder import FolderSource
+from lora_clip.sources.seek_points import text_of
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import ImageRow
 
@@ -122,7 +123,7 @@ def make_output(root: Path, tars: Path, count: int, done: int) -> None:
 
 def _record(tars: Path, number: int) -> dict[str, Any]:
     path = tars / f"{number:06d}.tar"
-    points = [[at, at * 30_000] for at in range(0, ROWS, 256)]
+    points = text_of((at, at * 30_000) for at in range(0, ROWS, 256))
     state = {"stamp": [path.stat().st_size, path.stat().st_mtime_ns], "seek_points": points, "scattered": False}
     about = {
         "id": number,

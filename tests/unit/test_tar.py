@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from helpers.images import tar_bytes, write_tar
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.sources.base import Shard, count_extensions
 from lora_clip.sources.expand import expand
+from lora_clip.sources.seek_points import last_before, text_of
 from lora_clip.sources.tar import SEEK_POINT_SPACING, TarSource, scan
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
@@ -164,7 +166,7 @@ def test_links_and_special_files_are_rejected_by_name_and_folders_are_nothing(ta
 )
 def test_a_tar_without_images_has_no_positions(tar: Path, data: bytes) -> None:
     shard = scanned(tar, data)
-    assert (shard.images, shard.bytes, shard.extensions, shard.state["seek_points"]) == (0, 0, {}, [])
+    assert (shard.images, shard.bytes, shard.extensions, shard.state["seek_points"]) == (0, 0, {}, "")
     assert read(shard) == []
 
 
@@ -373,7 +375,7 @@ def test_a_range_is_the_same_as_a_slice_of_the_whole_from_any_start(tar: Path, c
         order = sorted(members, key=lambda name: (name[:4], name.endswith("txt") == (captions == "beside")))
         members = {name: members[name] for name in order}
     shard = scanned(write_tar(tar, members, tarfile.USTAR_FORMAT))
-    assert [position for position, _ in shard.state["seek_points"]] == [0, 256, 512, 768]
+    assert re.findall(r"(\d+):", shard.state["seek_points"]) == ["0", "256", "512", "768"]
     assert shard.state["scattered"] == (captions == "at the end")
     whole = read(shard)
     assert [sample.image for sample in whole] == list(images.values())
@@ -397,6 +399,27 @@ def test_a_shard_survives_json(tar: Path) -> None:
 
     shard = scanned(write_tar(tar, numbered(300) | {"x.seg.png": b"s"}), keys=("jpg",))
     assert Shard.from_json(json.loads(json.dumps(shard.to_json()))) == shard
+
+
+def test_a_tar_whose_seek_points_were_recorded_as_pairs_is_read_from_them(tar: Path) -> None:
+    shard = scanned(write_tar(tar, numbered(600)))
+    pairs = [[*map(int, point.split(":"))] for point in shard.state["seek_points"].split()]
+    assert len(pairs) == 3 and shard.state["seek_points"] == text_of(pairs)
+    older = Shard.from_json({**shard.to_json(), "state": {**shard.state, "seek_points": pairs}})
+    assert older == shard and isinstance(older.state["seek_points"], str)
+    wrong = Shard.from_json(
+        {**shard.to_json(), "state": {**shard.state, "seek_points": [pairs[0], [256, pairs[2][1]]]}}
+    )
+    assert read(wrong, 300, 301) != read(shard, 300, 301), "reading starts at the points, not at the tar's start"
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "found"),
+    [("", 9, (0, 0)), ("0:512", 0, (0, 512)), ("3:7 256:90", 2, (0, 0)), ("0:0 256:90 512:180", 256, (256, 90)),
+     ("0:0 256:90 512:180", 511, (256, 90)), ("0:0 256:90 512:180", 10**9, (512, 180))],
+)  # fmt: skip
+def test_the_last_seek_point_before_a_position(text: str, position: int, found: tuple[int, int]) -> None:
+    assert last_before(text, position) == found
 
 
 # --- which files ---

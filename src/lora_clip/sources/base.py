@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import identity
-from lora_clip.sources.format_1 import upgraded
+from lora_clip.sources.earlier import upgraded
 from lora_clip.sources.registry import SOURCES
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
@@ -53,7 +53,7 @@ class Shard:
 
         Raises DataError where the record lacks something.
         """
-        record = record if "kind" in record else upgraded(record)
+        record = upgraded(record)
         try:
             values = {known.name: record[known.name] for known in fields(cls)}
             return cls(**values | ({"images": UNCOUNTED} if values["images"] is None else {}))
