@@ -56,7 +56,7 @@ def test_the_output_is_that_of_a_job_that_counted_first(
 ) -> None:
     outcome = embed(shards, tmp_path / "output", f"data.num_workers={workers}", ranks=ranks)
     assert snapshot(tmp_path / "output") == snapshot(expected)
-    assert provenance.read_inputs(tmp_path / "output") == provenance.read_inputs(expected)
+    assert [*provenance.read_inputs(tmp_path / "output")] == [*provenance.read_inputs(expected)]
     assert counted_lines(tmp_path / "output") == [2, 3, 4, 5], "the first was counted in the plan, the second is empty"
     assert "some " in outcome.stdout and "verified: 169 images in 5 shards" in outcome.stdout
 

@@ -6,6 +6,7 @@ A new source is one file here and one line in `registry.py`: docs/extending.md s
 from __future__ import annotations
 
 import importlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -137,13 +138,24 @@ def numbered(paths: Iterable[str], known: Sequence[Shard]) -> Iterator[tuple[int
 
     A file that is found under another name than then, by a link, is the known one.
     """
-    by_real = {identity(shard.path): shard.path for shard in known}
-    present = dict.fromkeys(by_real.get(identity(path), path) for path in paths)
-    by_path = {shard.path: shard for shard in known}
-    for earlier in sorted((by_path[path] for path in present if path in by_path), key=lambda shard: shard.id):
-        yield earlier.id, earlier.path, earlier
-    ids = count(next_id(known))
-    yield from ((next(ids), path, None) for path in present if path not in by_path)
+    ids = array("q")
+    places: dict[str, int] = {}
+    for shard in known:  # its records are not kept: each may hold much
+        places[shard.path] = len(ids)
+        ids.append(shard.id)
+    present = dict.fromkeys(_as_known(paths, places))
+    for at in sorted((places[path] for path in present if path in places), key=ids.__getitem__):
+        yield ids[at], (earlier := known[at]).path, earlier
+    fresh = count(max(ids, default=-1) + 1)
+    yield from ((next(fresh), path, None) for path in present if path not in places)
+
+
+def _as_known(paths: Iterable[str], known: Mapping[str, int]) -> Iterator[str]:
+    """The paths, and the known ones in place of others that lead to the same files."""
+    by_real = {real: path for path in known if (real := identity(path)) != path}
+    for path in paths:
+        real = identity(path)
+        yield by_real.get(real) or (real if real in known else path)
 
 
 def next_id(known: Sequence[Shard]) -> int:
