@@ -12,6 +12,7 @@ from operator import attrgetter
 from lora_clip.compact import IntMap
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import redacted_text
+from lora_clip.loading.gaps import Gaps
 from lora_clip.loading.union import Who, first_batch, union
 from lora_clip.output.share import Share
 from lora_clip.sources.base import Shard, Source, count_extensions, counted
@@ -143,7 +144,7 @@ def make_plan(
     sizes = Sizes(inventory.shards)
     gaps, only, images_each = _gaps_of(inventory.targets, done, batch_size, sizes)
     weights = array("q", map(sizes.bytes, gaps))
-    needed = array("q", (shard for shard, _ in groupby(gaps, key=attrgetter("shard"))))
+    needed = array("q", (shard for shard, _ in groupby(gaps.shards)))
     return Plan(
         ShardsById(inventory.shards, needed),
         IntMap((id_, inventory.targets[id_]) for id_ in needed),
@@ -160,14 +161,15 @@ def make_plan(
 
 def _gaps_of(
     targets: Mapping[int, int], done: Sequence[Mapping[int, Sequence[tuple[int, int]]]], batch_size: int, sizes: Sizes
-) -> tuple[list[WorkRange], Who, tuple[int, ...]]:
+) -> tuple[Gaps, Who, tuple[int, ...]]:
     """What outputs lack, as one list of gaps by shard; who lacks it; and how many images each of them lacks."""
     if len(done) == 1:
-        gaps = list(_missing(targets, done[0]))
+        gaps = Gaps(_missing(targets, done[0]))
         return gaps, {}, (sum(map(sizes.images, gaps)),)
     of_each = [{shard: [*own] for shard, own in groupby(_missing(targets, one), attrgetter("shard"))} for one in done]
     images = (sum(sizes.images(gap) for own in missing.values() for gap in own) for missing in of_each)
-    return *union(of_each, batch_size), tuple(images)
+    shared, only = union(of_each, batch_size)
+    return Gaps(shared), only, tuple(images)
 
 
 class Sizes:

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, Protocol, cast
 
 from lora_clip.errors import ConfigError, DataError
-from lora_clip.io.addresses import identity
+from lora_clip.io.addresses import identities
 from lora_clip.sources.earlier import upgraded
 from lora_clip.sources.registry import SOURCES
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
@@ -152,9 +152,8 @@ def numbered(paths: Iterable[str], known: Sequence[Shard]) -> Iterator[tuple[int
 
 def _as_known(paths: Iterable[str], known: Mapping[str, int]) -> Iterator[str]:
     """The paths, and the known ones in place of others that lead to the same files."""
-    by_real = {real: path for path in known if (real := identity(path)) != path}
-    for path in paths:
-        real = identity(path)
+    by_real = {real: path for path, real in identities(known) if real != path}
+    for path, real in identities(paths):
         yield by_real.get(real) or (real if real in known else path)
 
 
