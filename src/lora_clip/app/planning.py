@@ -212,7 +212,7 @@ def _told(one: Survey, counted: Mapping[str, tuple[ShardList, int]]) -> Survey:
         return one
     told = zip(shards.ids, before.shards.images, shards.images, strict=True)
     targets = IntMap((id_, before.targets[id_] if then == now else now) for id_, then, now in told)
-    inventory = Inventory(shards, targets)
+    inventory = before.counted_as(shards, targets)
     return replace(one, inventory=inventory, wanted=wanted_of(one.session, one.known, inventory))
 
 
@@ -285,7 +285,7 @@ def counts_of(one: Survey, source: Source) -> Survey:
     shards = ShardList(counted(source, told.get(shard.id, shard)) for shard in one.inventory.shards)
     counts = zip(shards.ids, shards.images, strict=True)
     targets = IntMap((id_, min(one.inventory.targets[id_], images)) for id_, images in counts)
-    now = replace(one, inventory=Inventory(shards, targets))
+    now = replace(one, inventory=one.inventory.counted_as(shards, targets))
     now = replace(now, wanted=wanted_of(one.session, one.known, now.inventory))
     one.session.rewrite_inputs(records(now))
     return now

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
+from typing import cast
 
 from lora_clip.compact import IntMap
 from lora_clip.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from lora_clip.io.addresses import redacted_text
 from lora_clip.loading.gaps import Gaps
 from lora_clip.loading.union import Who, first_batch, union
 from lora_clip.output.share import Share
-from lora_clip.sources.base import Shard, Source, count_extensions, counted
+from lora_clip.sources.base import Estimates, EstimatingSource, Shard, Source, count_extensions, counted
 from lora_clip.sources.shard_list import ShardList, ShardsById
 from lora_clip.types import UNCOUNTED, WorkRange
 
@@ -24,11 +25,30 @@ SMALL = 64_000_000
 
 
 class Inventory:
-    """The input as it is now: its shards in order, and of each how many leading positions are wanted, or UNCOUNTED."""
+    """The input as it is now: its shards in order, and of each how many leading positions are wanted, or UNCOUNTED.
 
-    def __init__(self, shards: Iterable[Shard], targets: Mapping[int, int]) -> None:
+    `claims` is how many images were said to be in shards that nobody had counted, `notes` what a user may know of that.
+    """
+
+    def __init__(
+        self,
+        shards: Iterable[Shard],
+        targets: Mapping[int, int],
+        claims: Mapping[int, int] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         self.shards = shards if isinstance(shards, ShardList) else ShardList(shards)
-        self.targets = targets
+        self.targets, self.claims, self.notes = targets, claims or IntMap(), notes
+
+    def counted_as(self, shards: ShardList, targets: Mapping[int, int]) -> Inventory:
+        """The same input, of which more is counted."""
+        return Inventory(shards, targets, self.claims, self.notes)
+
+    def refuted(self) -> Iterator[tuple[Shard, int]]:
+        """The shards in which another number of images was found than was claimed, and what was claimed."""
+        for at, (id_, images) in enumerate(zip(self.shards.ids, self.shards.images, strict=True)):
+            if images not in (UNCOUNTED, self.claims.get(id_, images)):
+                yield self.shards[at], self.claims[id_]
 
     @property
     def images(self) -> int:
@@ -45,18 +65,23 @@ def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | Non
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"data.limit={limit}: give a number of images, 1 or more, or null for all")
-    shards, found = _count_first(source, source.shards(known), limit)
+    estimates = cast(EstimatingSource, source).estimates() if hasattr(source, "estimates") else None
+    shards, claims, found = _count_first(source, source.shards(known), limit, estimates)
     if not found:
         left_out = count_extensions(shards)[1]
         passed_over = f"; data.image_key leaves out {dict(left_out)}" if left_out else ""
         raise DataError(f"{where(source)}: no image in it ({len(shards)} shards looked at{passed_over})")
-    return Inventory(shards, targets_of(shards, limit))
+    return Inventory(shards, targets_of(shards, limit), claims, estimates.notes if estimates else ())
 
 
-def _count_first(source: Source, listed: Iterable[Shard], limit: int | None) -> tuple[ShardList, int]:
-    """Shards, counted as far as they have to be, and how many images are known of."""
-    shards, found = ShardList(), 0
+def _count_first(
+    source: Source, listed: Iterable[Shard], limit: int | None, estimates: Estimates | None
+) -> tuple[ShardList, Mapping[int, int], int]:
+    """Shards, counted as far as they have to be, what was claimed of them, and how many images are known of."""
+    shards, found, claims = ShardList(), 0, array("q")
     for one in listed:
+        if estimates and one.images == UNCOUNTED and (claim := estimates.of(one)) is not None:
+            claims.extend((one.id, claim))
         shards.append(one if limit is None and found else counted(source, one))
         found += 0 if shards.images[-1] == UNCOUNTED else shards.images[-1]
         if limit is not None and found >= limit:
@@ -64,7 +89,7 @@ def _count_first(source: Source, listed: Iterable[Shard], limit: int | None) -> 
     unknown = [size for size, images in zip(shards.bytes, shards.images, strict=True) if images == UNCOUNTED]
     if unknown and sum(unknown) <= SMALL:
         shards = ShardList(counted(source, one) for one in shards)
-    return shards, found
+    return shards, IntMap(zip(claims[::2], claims[1::2], strict=True)), found
 
 
 def targets_of(shards: ShardList, limit: int | None) -> Mapping[int, int]:
@@ -91,8 +116,10 @@ class Plan:
     about equal bytes, and `workers` is how many take work in each rank. A gap of an uncounted shard ends at UNCOUNTED.
     `targets` counts the wanted positions of each shard. `images` is how many the whole run embeds, `images_each` how
     many of them each output lacks: estimates unless `counted`. Batches that not all outputs lack have the numbers of
-    those that do in `only`. `bytes` adds up what is to be read. Where jobs `share` the work, they take it by `cell`
-    images: `share` is as rank 0 of this one sees it. `compile` is rank 0's word on `model.compile=auto`.
+    those that do in `only`. `bytes` adds up what is to be read. With `claimed`, what is not counted is known from what
+    stands beside the shards: good enough to see how far the run is. Where jobs `share` the work,
+    they take it by `cell` images: `share` is as rank 0 of this one sees it. `compile` is rank 0's
+    word on `model.compile=auto`.
     """
 
     shards: Mapping[int, Shard]
@@ -105,6 +132,7 @@ class Plan:
     images_each: Sequence[int]
     only: Mapping[WorkRange, frozenset[int]] = field(default_factory=dict)
     bytes: int = 0
+    claimed: bool = False
     share: Share | None = None
     cell: int = 0
     compile: bool = False
@@ -141,7 +169,7 @@ def make_plan(
     """
     if batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
-    sizes = Sizes(inventory.shards)
+    sizes = Sizes(inventory)
     gaps, only, images_each = _gaps_of(inventory.targets, done, batch_size, sizes)
     weights = array("q", map(sizes.bytes, gaps))
     needed = array("q", (shard for shard, _ in groupby(gaps.shards)))
@@ -156,6 +184,7 @@ def make_plan(
         images_each,
         only,
         sum(weights),
+        all(map(sizes.is_known, gaps)),
     )
 
 
@@ -175,11 +204,22 @@ def _gaps_of(
 class Sizes:
     """How large gaps are, about where nobody has counted their shards."""
 
-    def __init__(self, shards: ShardList) -> None:
-        self._shards, self._places = shards, IntMap((id_, at) for at, id_ in enumerate(shards.ids))
-        counted = [at for at, images in enumerate(shards.images) if images != UNCOUNTED]
-        images = sum(map(shards.images.__getitem__, counted))
-        self.bytes_per_image = max(1.0, sum(map(shards.bytes.__getitem__, counted)) / max(1, images))
+    def __init__(self, inventory: Inventory) -> None:
+        self._shards, self._claims = inventory.shards, inventory.claims
+        self._places = IntMap((id_, at) for at, id_ in enumerate(self._shards.ids))
+        self.bytes_per_image = self._bytes_per_image()
+
+    def _bytes_per_image(self) -> float:
+        """Of what is counted, and of what is claimed: of the others nothing is known but their bytes."""
+        images = size = 0
+        for id_, found, its in zip(self._shards.ids, self._shards.images, self._shards.bytes, strict=True):
+            known = found if found != UNCOUNTED else self._claims.get(id_, 0)
+            images, size = images + known, size + (its if known else 0)
+        return max(1.0, size / max(1, images))
+
+    def is_known(self, gap: WorkRange) -> bool:
+        """Whether a gap's images are counted, or at least claimed."""
+        return gap.stop != UNCOUNTED or gap.shard in self._claims
 
     def bytes(self, gap: WorkRange) -> int:
         """What is to be read for a gap, and something for each image that has no bytes."""
@@ -193,7 +233,9 @@ class Sizes:
         """The images of a gap."""
         if gap.stop != UNCOUNTED:
             return gap.stop - gap.start
-        return max(1, round(self.bytes(gap) / self.bytes_per_image))
+        claimed = self._claims.get(gap.shard)
+        likely = claimed if claimed is not None else round(self.bytes(gap) / self.bytes_per_image)
+        return max(1, likely - gap.start)  # never nothing: whoever believed a wrong claim would leave images out
 
 
 def share_out(weights: Sequence[int], ranks: int) -> list[tuple[int, int]]:

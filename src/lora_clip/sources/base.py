@@ -99,6 +99,24 @@ class CountingSource(Source, Protocol):
         ...
 
 
+class Estimates(Protocol):
+    """What is said of shards that nobody has counted; `notes` tells a user what of it cannot be read."""
+
+    notes: list[str]
+
+    def of(self, shard: Shard) -> int | None:
+        """How many images a shard is said to have; None where nothing tells of it."""
+        ...
+
+
+class EstimatingSource(Source, Protocol):
+    """A source beside whose shards may stand how many images they have: of use until they are counted, not instead."""
+
+    def estimates(self) -> Estimates:
+        """What is asked for each shard as it is listed."""
+        ...
+
+
 def counted(source: Source, shard: Shard) -> Shard:
     """A shard of the source with its images counted. Raises DataError where it cannot be read."""
     return shard if shard.images != UNCOUNTED else cast(CountingSource, source).count(shard)
