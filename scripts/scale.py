@@ -4,6 +4,7 @@ python scripts/scale.py shards 1000 10000 100000     outputs of 10,000 rows a sh
 python scripts/scale.py folder 1000000               names of so many files in a folder: listing, planning, sending
 python scripts/scale.py store 1 2 4 8                requests a second of the counters' store, by asking processes
 python scripts/scale.py start                        1,000,000 images in 200 tars against 1,000 in one
+python scripts/scale.py command 5                    the same of the whole command, so many times by turns
 
 Tars are sparse files and the outputs' files hard links to a few, so that a billion rows fit on a small disk. Each case
 runs in a process of its own: seconds (of its CPU, and by the clock) of each step, and the most memory held so far.
@@ -15,8 +16,10 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -26,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +37,7 @@ import numpy as np
 from lora_clip.app import planning
 from lora_clip.loading.counters import serve_counters
 from lora_clip.loading.plan import Plan, make_plan
+from lora_clip.monitor.progress import Progress
 from lora_clip.output import provenance
 from lora_clip.output.layout import Layout
 from lora_clip.output.ledger import CommittedRange
@@ -365,8 +370,47 @@ def first(root: Path, tars: Path) -> None:
     shutil.rmtree(root)
 
 
+# --- the whole command ---
+
+
+def command(folder: Path, repeats: int = 5, images: int = 1_000_000, tars: int = 200) -> None:
+    """Seconds from the start of `predict.py` to its first batch through the model, both inputs by turns."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="scale-") as made:
+        inputs = {f"{images:,} images in {tars} tars": (tars, images // tars), "1,000 images in one": (1, 1000)}
+        for name, (count, each) in inputs.items():
+            (place := Path(made, name)).mkdir()
+            _tiny_tar(place / "000000.tar", 0, each)
+            for number in range(1, count):
+                (place / f"{number:06d}.tar").hardlink_to(place / "000000.tar")
+        found: dict[str, list[float]] = {name: [] for name in inputs}
+        for name in [*inputs] * (repeats + 1):
+            found[name].append(_first_batch(Path(made, name), Path(made, "output")))
+        medians = [median(seconds[1:]) for seconds in found.values()]  # the first of each finds nothing in memory
+        for name, seconds in found.items():
+            told = ", ".join(f"{one:.2f}" for one in seconds[1:])
+            print(f"{name}: {median(seconds[1:]):.2f} s to the first batch ({told})")
+        print(f"{medians[0] / medians[1]:.3f} x")
+
+
+def _first_batch(tars: Path, output: Path) -> float:
+    """As the job itself tells it, while it runs or at its end; then it is ended."""
+    shutil.rmtree(output, ignore_errors=True)
+    typed = ["data=shards", f"data.shards='{tars}'", f"output_dir={output}", "max_reject_fraction=1"]
+    program = Path(__file__).parent.parent / "predict.py"
+    with subprocess.Popen(
+        [sys.executable, program, *typed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as job:
+        while job.poll() is None and not any(rank.startup for rank in Progress(output).read()):
+            time.sleep(0.05)
+        told = Progress(output).read()
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+            return told[0].startup
+    return float(json.loads((output / "manifest.json").read_text())["run"]["startup_seconds"])
+
+
 CASES: dict[str, Callable[[Path, int], None]] = {"shards": shards, "folder": folder_of}
-BY_NAME: dict[str, Callable[..., None]] = {"store": store, "start": start}
+BY_NAME: dict[str, Callable[..., None]] = {"store": store, "start": start, "command": command}
 
 if __name__ == "__main__":
     main()
