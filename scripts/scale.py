@@ -385,11 +385,10 @@ def command(folder: Path, repeats: int = 5, images: int = 1_000_000, tars: int =
         found: dict[str, list[float]] = {name: [] for name in inputs}
         for name in [*inputs] * (repeats + 1):
             found[name].append(_first_batch(Path(made, name), Path(made, "output")))
-        medians = [median(seconds[1:]) for seconds in found.values()]  # the first of each finds nothing in memory
-        for name, seconds in found.items():
-            told = ", ".join(f"{one:.2f}" for one in seconds[1:])
-            print(f"{name}: {median(seconds[1:]):.2f} s to the first batch ({told})")
-        print(f"{medians[0] / medians[1]:.3f} x")
+        many, few = (sorted(seconds[1:]) for seconds in found.values())  # the first of each finds nothing in memory
+        for name, seconds in zip(inputs, (many, few), strict=True):
+            print(f"{name}: {', '.join(f'{one:.2f}' for one in seconds)} s to the first batch")
+        print(f"median {median(many) / median(few):.3f} x, least {many[0] / few[0]:.3f} x")
 
 
 def _first_batch(tars: Path, output: Path) -> float:

@@ -62,6 +62,7 @@ def test_a_claim_is_an_estimate_and_leaves_its_shard_uncounted(tars: Path) -> No
     found, plan = planned(beside(tars, sizes=SIZES))
     assert [*found.shards.images] == [1, UNCOUNTED, UNCOUNTED, UNCOUNTED] == [*found.targets.values()]
     assert (plan.images, plan.images_each, plan.counted, plan.claimed) == (10, (10,), False, True)
+    assert plan.bytes == sum(found.shards.bytes) + 10, "the ranks are given what is claimed as what is counted"
     assert claims_note(found) is None and list(found.notes) == []
 
 
@@ -105,6 +106,14 @@ def test_img2datasets_statistics_are_read_one_a_shard_up_to_so_many(
     assert claimed(tars) == [1, 1, 3, 4], "sizes.json tells of all and comes first"
     monkeypatch.setattr(claims, "MOST_STATS", 2)
     assert claimed(tars) == [1, 1, 3, None]
+
+
+def test_of_many_broken_files_a_few_are_told(tars: Path) -> None:
+    for number in range(4):
+        beside(tars, **{f"{number:05d}_stats": {"successes": "many"}})
+    found, _ = planned(tars)
+    assert not found.claims and len(found.notes) == claims.TOLD + 1
+    assert "00000_stats.json is ignored" in found.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import cast
 from lora_clip.compact import IntMap
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import redacted_text
-from lora_clip.loading.gaps import Gaps
+from lora_clip.loading.gaps import Gaps, Sizes
 from lora_clip.loading.union import Who, first_batch, union
 from lora_clip.output.share import Share
 from lora_clip.sources.base import Estimates, EstimatingSource, Shard, Source, count_extensions, counted
@@ -169,7 +169,7 @@ def make_plan(
     """
     if batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
-    sizes = Sizes(inventory)
+    sizes = Sizes(inventory.shards, inventory.claims)
     gaps, only, images_each = _gaps_of(inventory.targets, done, batch_size, sizes)
     weights = array("q", map(sizes.bytes, gaps))
     needed = array("q", (shard for shard, _ in groupby(gaps.shards)))
@@ -199,43 +199,6 @@ def _gaps_of(
     images = (sum(sizes.images(gap) for own in missing.values() for gap in own) for missing in of_each)
     shared, only = union(of_each, batch_size)
     return Gaps(shared), only, tuple(images)
-
-
-class Sizes:
-    """How large gaps are, about where nobody has counted their shards."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        self._shards, self._claims = inventory.shards, inventory.claims
-        self._places = IntMap((id_, at) for at, id_ in enumerate(self._shards.ids))
-        self.bytes_per_image = self._bytes_per_image()
-
-    def _bytes_per_image(self) -> float:
-        """Of what is counted, and of what is claimed: of the others nothing is known but their bytes."""
-        images = size = 0
-        for id_, found, its in zip(self._shards.ids, self._shards.images, self._shards.bytes, strict=True):
-            known = found if found != UNCOUNTED else self._claims.get(id_, 0)
-            images, size = images + known, size + (its if known else 0)
-        return max(1.0, size / max(1, images))
-
-    def is_known(self, gap: WorkRange) -> bool:
-        """Whether a gap's images are counted, or at least claimed."""
-        return gap.stop != UNCOUNTED or gap.shard in self._claims
-
-    def bytes(self, gap: WorkRange) -> int:
-        """What is to be read for a gap, and something for each image that has no bytes."""
-        place = self._places[gap.shard]
-        if gap.stop == UNCOUNTED:
-            return self._shards.bytes[place]
-        images = gap.stop - gap.start
-        return images + self._shards.bytes[place] * images // max(1, self._shards.images[place])
-
-    def images(self, gap: WorkRange) -> int:
-        """The images of a gap."""
-        if gap.stop != UNCOUNTED:
-            return gap.stop - gap.start
-        claimed = self._claims.get(gap.shard)
-        likely = claimed if claimed is not None else round(self.bytes(gap) / self.bytes_per_image)
-        return max(1, likely - gap.start)  # never nothing: whoever believed a wrong claim would leave images out
 
 
 def share_out(weights: Sequence[int], ranks: int) -> list[tuple[int, int]]:

@@ -22,9 +22,10 @@ from lora_clip.sources.inventory import INDEX, WRITTEN_BY
 
 Result = TypeVar("Result")
 SIZES, STATS = "sizes.json", "_stats.json"
-MOST_BYTES, MOST_STATS_BYTES = 256 << 20, 1 << 20
+MOST_BYTES, MOST_STATS_BYTES = 64 << 20, 1 << 20
 MOST_STATS = 10_000
 """So many `_stats.json` are read, one a shard: what the others hold is estimated by these."""
+TOLD = 3
 LEAST_BYTES = 512
 """Of an image in a tar: its header. Who claims more images than fit is not believed."""
 
@@ -69,8 +70,15 @@ class Claims:
         try:
             return what(json.loads(_bytes(path, most)))
         except (OSError, LoraClipError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            self.notes.append(f"{path} is ignored, it tells no numbers of images: {str(error)[:200]}")
+            self._tell(f"{path} is ignored, it tells no numbers of images: {str(error)[:200]}")
             return None
+
+    def _tell(self, note: str) -> None:
+        """Of thousands of broken files the first few are told."""
+        if len(self.notes) < TOLD:
+            self.notes.append(note)
+        elif len(self.notes) == TOLD:
+            self.notes.append("other files beside the shards are ignored too")
 
 
 def _names(folder: str) -> set[str]:
