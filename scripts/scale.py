@@ -26,13 +26,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
 import numpy as np
+import psutil
 
 from lora_clip.app import planning
 from lora_clip.loading.counters import serve_counters
@@ -382,30 +383,35 @@ def command(folder: Path, repeats: int = 5, images: int = 1_000_000, tars: int =
             _tiny_tar(place / "000000.tar", 0, each)
             for number in range(1, count):
                 (place / f"{number:06d}.tar").hardlink_to(place / "000000.tar")
-        found: dict[str, list[float]] = {name: [] for name in inputs}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in inputs}
         for name in [*inputs] * (repeats + 1):
             found[name].append(_first_batch(Path(made, name), Path(made, "output")))
-        many, few = (sorted(seconds[1:]) for seconds in found.values())  # the first of each finds nothing in memory
-        for name, seconds in zip(inputs, (many, few), strict=True):
-            print(f"{name}: {', '.join(f'{one:.2f}' for one in seconds)} s to the first batch")
-        print(f"median {median(many) / median(few):.3f} x, least {many[0] / few[0]:.3f} x")
+        for what, part in (("s to the first batch", 0), ("s of the main process's CPU until then", 1)):
+            # the first of each finds nothing in memory
+            many, few = (sorted(one[part] for one in measured[1:]) for measured in found.values())
+            for name, seconds in zip(inputs, (many, few), strict=True):
+                print(f"{name}: {', '.join(f'{one:.2f}' for one in seconds)} {what}")
+            print(f"median {median(many) / median(few):.3f} x, least {many[0] / few[0]:.3f} x")
 
 
-def _first_batch(tars: Path, output: Path) -> float:
-    """As the job itself tells it, while it runs or at its end; then it is ended."""
+def _first_batch(tars: Path, output: Path) -> tuple[float, float]:
+    """Seconds as the job itself tells them, while it runs or at its end, and of its main process's CPU; then end it."""
     shutil.rmtree(output, ignore_errors=True)
     typed = ["data=shards", f"data.shards='{tars}'", f"output_dir={output}", "max_reject_fraction=1"]
     program = Path(__file__).parent.parent / "predict.py"
     with subprocess.Popen(
         [sys.executable, program, *typed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as job:
-        while job.poll() is None and not any(rank.startup for rank in Progress(output).read()):
-            time.sleep(0.05)
-        told = Progress(output).read()
-        if job.poll() is None:
+        watched, cpu, told = psutil.Process(job.pid), 0.0, Progress(output).read()
+        while job.poll() is None and not any(rank.startup for rank in told):
+            time.sleep(0.02)
+            with suppress(psutil.Error):
+                cpu = sum(watched.cpu_times()[:2]) or cpu
+            told = Progress(output).read()
+        if told and told[0].startup:
             os.killpg(job.pid, signal.SIGKILL)
-            return told[0].startup
-    return float(json.loads((output / "manifest.json").read_text())["run"]["startup_seconds"])
+            return told[0].startup, cpu
+    return float(json.loads((output / "manifest.json").read_text())["run"]["startup_seconds"]), cpu
 
 
 CASES: dict[str, Callable[[Path, int], None]] = {"shards": shards, "folder": folder_of}

@@ -83,11 +83,12 @@ def identities(addresses: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
     real: dict[str, str] = {}
     for address in addresses:
-        folder, _, name = address.rpartition("/")
+        name = address.rpartition("/")[2]
         if is_remote(address):
             yield address, address
         elif name in ("", ".", "..") or os.path.islink(address):  # noqa: PTH114 (hundreds of thousands)
             yield address, os.path.realpath(address)
         else:
-            real[folder] = real.get(folder) or os.path.realpath(folder or ("/" if address.startswith("/") else "."))
+            folder = address[: -len(name)]
+            real[folder] = real.get(folder) or os.path.realpath(folder or ".")
             yield address, f"{real[folder].rstrip('/')}/{name}"
