@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,10 +22,13 @@ from omegaconf import OmegaConf
 
 from helpers.images import tar_bytes, write_tar
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.ranges import open_ranges
+from lora_clip.sources import tar_headers
 from lora_clip.sources.base import Shard, count_extensions
 from lora_clip.sources.expand import expand
 from lora_clip.sources.seek_points import last_before, text_of
 from lora_clip.sources.tar import SEEK_POINT_SPACING, TarSource, scan
+from lora_clip.sources.tar_headers import members
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 BLOCK = 512
@@ -358,6 +363,55 @@ def test_scan_and_read_agree_on_any_bytes(data: bytes, random: random.Random, ed
             assert read(shard, middle, None, keys) == samples[middle:]
             assert sum(shard.extensions.values()) == sum(sample.damage is None for sample in samples)
             assert shard.bytes == sum(len(sample.image) for sample in samples)
+
+
+def summed(header: bytes) -> bytes:
+    """A header with its right sum."""
+    return header[:148] + b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32) + header[156:]
+
+
+changes = st.lists(
+    st.tuples(
+        st.integers(0, BLOCK - 1),
+        st.sampled_from([*b"\0 07/89\x80\xff", *range(256)]),
+        st.booleans(),
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(["a.jpg", "d/é.jpg", "\udcff.png", "x" * 99, "x" * 100, "d" * 90 + "/" + "x" * 60, "a/"]),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
+    st.integers(0, 1500), changes,
+)  # fmt: skip
+def test_what_is_read_quickly_is_what_tarfile_reads(
+    name: str, form: Literal[0, 1, 2], kind: bytes, size: int, changes: list[tuple[int, int, bool]]
+) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size, entry.mtime = kind, size, 1_700_000_000
+    data = bytearray(entry.tobuf(form, "utf-8", "surrogateescape") + bytes(1024) + tar_bytes({"after.jpg": b"a"}))
+    for at, value, mended in changes:
+        data[at] = value
+        if mended:
+            data[:BLOCK] = summed(bytes(data[:BLOCK]))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        with open_ranges(file.name) as ranges:
+            found = list(members(ranges))
+        with patch.object(tar_headers, "_plain_at", return_value=None), open_ranges(file.name) as ranges:
+            assert found == list(members(ranges))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_ordinary_files_are_read_without_tarfile(tar: Path, form: Literal[0, 1, 2]) -> None:
+    write_tar(tar, numbered(20), form)
+    with patch.object(tar_headers, "_header_at", wraps=tar_headers._header_at) as asked:
+        assert scanned(tar).images == 20
+    assert asked.call_count == 1, "at the end mark"
 
 
 # --- where reading starts ---
