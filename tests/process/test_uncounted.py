@@ -20,7 +20,7 @@ SETTINGS = ("data=shards",)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tars too large, for what else is in them, to be counted before work begins; beside them stands a wrong claim."""
+    """Tars too large, for what else is in them, to be counted before work begins; beside them stands a wrong number."""
     folder = tmp_path_factory.mktemp("uncounted")
     ballast = {"weights.bin": bytes(SMALL // (len(SIZES) - 2))}
     for number, size in enumerate(SIZES):

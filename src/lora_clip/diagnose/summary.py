@@ -166,12 +166,12 @@ def input_notes(inventory: Inventory) -> list[str]:
     return notes
 
 
-def claims_note(inventory: Inventory) -> str | None:
+def announced_note(inventory: Inventory) -> str | None:
     """Where shards hold another number of images than stands beside them; None where none does."""
     refuted = list(islice(inventory.refuted(), SHOWN + 1))
     if not refuted:
         return None
-    shown = "; ".join(f"{one.path} holds {one.images:,}, {claim:,} were announced" for one, claim in refuted[:SHOWN])
+    shown = "; ".join(f"{one.path} holds {one.images:,}, {said:,} were announced" for one, said in refuted[:SHOWN])
     more = "; others too" if len(refuted) > SHOWN else ""
     return f"note: what stands beside shards is not what is in them: {shown}{more}. What is in them counts"
 

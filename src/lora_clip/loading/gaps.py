@@ -42,28 +42,28 @@ class Gaps(Sequence[WorkRange]):
 class Sizes:
     """How large gaps are, about where nobody has counted their shards."""
 
-    def __init__(self, shards: ShardList, claims: Mapping[int, int]) -> None:
-        self._shards, self._claims = shards, claims
+    def __init__(self, shards: ShardList, announced: Mapping[int, int]) -> None:
+        self._shards, self._announced = shards, announced
         self._places = IntMap((id_, at) for at, id_ in enumerate(shards.ids))
         self.bytes_per_image = self._bytes_per_image()
 
     def _bytes_per_image(self) -> float:
-        """Of what is counted, and of what is claimed: of the others nothing is known but their bytes."""
+        """Of what is counted, and of what is announced: of the others nothing is known but their bytes."""
         images = size = 0
         for id_, found, its in zip(self._shards.ids, self._shards.images, self._shards.bytes, strict=True):
-            known = found if found != UNCOUNTED else self._claims.get(id_, 0)
+            known = found if found != UNCOUNTED else self._announced.get(id_, 0)
             images, size = images + known, size + (its if known else 0)
         return max(1.0, size / max(1, images))
 
     def is_known(self, gap: WorkRange) -> bool:
-        """Whether a gap's images are counted, or at least claimed."""
-        return gap.stop != UNCOUNTED or gap.shard in self._claims
+        """Whether a gap's images are counted, or at least announced."""
+        return gap.stop != UNCOUNTED or gap.shard in self._announced
 
     def bytes(self, gap: WorkRange) -> int:
         """What is to be read for a gap, and something for each image that has no bytes."""
         place = self._places[gap.shard]
         if gap.stop == UNCOUNTED:
-            return self._shards.bytes[place] + self._claims.get(gap.shard, 0)
+            return self._shards.bytes[place] + self._announced.get(gap.shard, 0)
         images = gap.stop - gap.start
         return images + self._shards.bytes[place] * images // max(1, self._shards.images[place])
 
@@ -71,6 +71,6 @@ class Sizes:
         """The images of a gap."""
         if gap.stop != UNCOUNTED:
             return gap.stop - gap.start
-        claimed = self._claims.get(gap.shard)
-        likely = claimed if claimed is not None else round(self.bytes(gap) / self.bytes_per_image)
-        return max(1, likely - gap.start)  # never nothing: whoever believed a wrong claim would leave images out
+        announced = self._announced.get(gap.shard)
+        likely = announced if announced is not None else round(self.bytes(gap) / self.bytes_per_image)
+        return max(1, likely - gap.start)  # never nothing: whoever believed a wrong one would leave images out

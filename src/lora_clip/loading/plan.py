@@ -27,28 +27,28 @@ SMALL = 64_000_000
 class Inventory:
     """The input as it is now: its shards in order, and of each how many leading positions are wanted, or UNCOUNTED.
 
-    `claims` is how many images were said to be in shards that nobody had counted, `notes` what a user may know of that.
+    `announced` is how many images are said to be in shards that nobody had counted, `notes` what a user may know of it.
     """
 
     def __init__(
         self,
         shards: Iterable[Shard],
         targets: Mapping[int, int],
-        claims: Mapping[int, int] | None = None,
+        announced: Mapping[int, int] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         self.shards = shards if isinstance(shards, ShardList) else ShardList(shards)
-        self.targets, self.claims, self.notes = targets, claims or IntMap(), notes
+        self.targets, self.announced, self.notes = targets, announced or IntMap(), notes
 
     def counted_as(self, shards: ShardList, targets: Mapping[int, int]) -> Inventory:
         """The same input, of which more is counted."""
-        return Inventory(shards, targets, self.claims, self.notes)
+        return Inventory(shards, targets, self.announced, self.notes)
 
     def refuted(self) -> Iterator[tuple[Shard, int]]:
-        """The shards in which another number of images was found than was claimed, and what was claimed."""
+        """The shards in which another number of images was found than was announced, and what was announced."""
         for at, (id_, images) in enumerate(zip(self.shards.ids, self.shards.images, strict=True)):
-            if images not in (UNCOUNTED, self.claims.get(id_, images)):
-                yield self.shards[at], self.claims[id_]
+            if images not in (UNCOUNTED, self.announced.get(id_, images)):
+                yield self.shards[at], self.announced[id_]
 
     @property
     def images(self) -> int:
@@ -66,22 +66,22 @@ def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | Non
     if limit is not None and limit < 1:
         raise ConfigError(f"data.limit={limit}: give a number of images, 1 or more, or null for all")
     estimates = cast(EstimatingSource, source).estimates() if hasattr(source, "estimates") else None
-    shards, claims, found = _count_first(source, source.shards(known), limit, estimates)
+    shards, announced, found = _count_first(source, source.shards(known), limit, estimates)
     if not found:
         left_out = count_extensions(shards)[1]
         passed_over = f"; data.image_key leaves out {dict(left_out)}" if left_out else ""
         raise DataError(f"{where(source)}: no image in it ({len(shards)} shards looked at{passed_over})")
-    return Inventory(shards, targets_of(shards, limit), claims, estimates.notes if estimates else ())
+    return Inventory(shards, targets_of(shards, limit), announced, estimates.notes if estimates else ())
 
 
 def _count_first(
     source: Source, listed: Iterable[Shard], limit: int | None, estimates: Estimates | None
 ) -> tuple[ShardList, Mapping[int, int], int]:
-    """Shards, counted as far as they have to be, what was claimed of them, and how many images are known of."""
-    shards, found, claims = ShardList(), 0, array("q")
+    """Shards, counted as far as they have to be, what was announced of them, and how many images are known of."""
+    shards, found, announced = ShardList(), 0, array("q")
     for one in listed:
-        if estimates and one.images == UNCOUNTED and (claim := estimates.of(one)) is not None:
-            claims.extend((one.id, claim))
+        if estimates and one.images == UNCOUNTED and (said := estimates.of(one)) is not None:
+            announced.extend((one.id, said))
         shards.append(one if limit is None and found else counted(source, one))
         found += 0 if shards.images[-1] == UNCOUNTED else shards.images[-1]
         if limit is not None and found >= limit:
@@ -89,7 +89,7 @@ def _count_first(
     unknown = [size for size, images in zip(shards.bytes, shards.images, strict=True) if images == UNCOUNTED]
     if unknown and sum(unknown) <= SMALL:
         shards = ShardList(counted(source, one) for one in shards)
-    return shards, IntMap(zip(claims[::2], claims[1::2], strict=True)), found
+    return shards, IntMap(zip(announced[::2], announced[1::2], strict=True)), found
 
 
 def targets_of(shards: ShardList, limit: int | None) -> Mapping[int, int]:
@@ -116,10 +116,10 @@ class Plan:
     about equal bytes, and `workers` is how many take work in each rank. A gap of an uncounted shard ends at UNCOUNTED.
     `targets` counts the wanted positions of each shard. `images` is how many the whole run embeds, `images_each` how
     many of them each output lacks: estimates unless `counted`. Batches that not all outputs lack have the numbers of
-    those that do in `only`. `bytes` adds up what is to be read. With `claimed`, what is not counted is known from what
-    stands beside the shards: good enough to see how far the run is. Where jobs `share` the work,
-    they take it by `cell` images: `share` is as rank 0 of this one sees it. `compile` is rank 0's
-    word on `model.compile=auto`.
+    those that do in `only`. `bytes` adds up what is to be read. `announced` says that what is not counted is known from
+    what stands beside the shards: good enough to see how far the run is. Where jobs `share` the work, they take it by
+    `cell` images: `share` is as rank 0 of this one sees it. `compile` is rank 0's word on
+    `model.compile=auto`.
     """
 
     shards: Mapping[int, Shard]
@@ -132,7 +132,7 @@ class Plan:
     images_each: Sequence[int]
     only: Mapping[WorkRange, frozenset[int]] = field(default_factory=dict)
     bytes: int = 0
-    claimed: bool = False
+    announced: bool = False
     share: Share | None = None
     cell: int = 0
     compile: bool = False
@@ -169,7 +169,7 @@ def make_plan(
     """
     if batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
-    sizes = Sizes(inventory.shards, inventory.claims)
+    sizes = Sizes(inventory.shards, inventory.announced)
     gaps, only, images_each = _gaps_of(inventory.targets, done, batch_size, sizes)
     weights = array("q", map(sizes.bytes, gaps))
     needed = array("q", (shard for shard, _ in groupby(gaps.shards)))

@@ -20,8 +20,8 @@ from lora_clip.io.ranges import RangeReader, open_ranges
 from lora_clip.io.retry import words
 from lora_clip.io.stamps import Stamp
 from lora_clip.sources import seek_points
+from lora_clip.sources.announced import Announced
 from lora_clip.sources.base import Shard, listing_entry, numbered
-from lora_clip.sources.claims import Claims
 from lora_clip.sources.expand import as_list, expand
 from lora_clip.sources.expand_remote import remember_secrets
 from lora_clip.sources.inventory import PackNotes
@@ -125,9 +125,9 @@ class TarSource:
             noted = None if self.image_keys or is_remote(path) else packed.shard(shard_id, Path(path))
             yield noted or _listed(shard_id, path)
 
-    def estimates(self) -> Claims:
+    def estimates(self) -> Announced:
         """What pack, WebDataset or img2dataset left beside the tars."""
-        return Claims(self.image_keys)
+        return Announced(self.image_keys)
 
     def count(self, shard: Shard) -> Shard:
         """The tar, its headers scanned. Raises DataError where it cannot be read, or is not what was listed."""

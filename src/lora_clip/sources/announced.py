@@ -27,10 +27,10 @@ MOST_STATS = 10_000
 """So many `_stats.json` are read, one a shard: what the others hold is estimated by these."""
 TOLD = 3
 LEAST_BYTES = 512
-"""Of an image in a tar: its header. Who claims more images than fit is not believed."""
+"""Of an image in a tar: its header. Who announces more images than fit is not believed."""
 
 
-class Claims:
+class Announced:
     """What stands beside tars; each file is read once, and what cannot be read is told in `notes`.
 
     Of remote folders only what their listing showed is asked for. With an `image_key` pack's counts are of others too.
@@ -48,11 +48,11 @@ class Claims:
         if folder not in self._folders:
             self._folders[folder] = self._look(folder)
         stats, counts = self._folders[folder]
-        claim = counts.get(name)
-        if claim is None and name.removesuffix(".tar") + STATS in stats and self._stats_read < MOST_STATS:
+        said = counts.get(name)
+        if said is None and name.removesuffix(".tar") + STATS in stats and self._stats_read < MOST_STATS:
             self._stats_read += 1
-            claim = self._read(f"{folder}/{name.removesuffix('.tar')}{STATS}", _successes, MOST_STATS_BYTES)
-        return claim if claim is not None and claim <= shard.bytes // LEAST_BYTES else None
+            said = self._read(f"{folder}/{name.removesuffix('.tar')}{STATS}", _successes, MOST_STATS_BYTES)
+        return said if said is not None and said <= shard.bytes // LEAST_BYTES else None
 
     def _look(self, folder: str) -> tuple[frozenset[str], Mapping[str, int]]:
         """The names of the `_stats.json` in a folder, and what stands in its other files."""
@@ -113,9 +113,9 @@ def _successes(content: Any) -> int:
     return _whole({"successes": content["successes"]})["successes"]
 
 
-def _whole(claims: Mapping[Any, Any]) -> dict[str, int]:
-    """Claims that are whole numbers. Raises ValueError for any other."""
-    for name, claim in claims.items():
-        if not isinstance(name, str) or type(claim) is not int or claim < 0:
-            raise ValueError(f"{name!r}: {str(claim)[:50]}")
-    return dict(claims)
+def _whole(announced: Mapping[Any, Any]) -> dict[str, int]:
+    """Numbers of images by name, if all are whole. Raises ValueError for any other."""
+    for name, said in announced.items():
+        if not isinstance(name, str) or type(said) is not int or said < 0:
+            raise ValueError(f"{name!r}: {str(said)[:50]}")
+    return dict(announced)
