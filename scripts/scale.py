@@ -4,6 +4,7 @@ python scripts/scale.py shards 1000 10000 100000     outputs of 10,000 rows a sh
 python scripts/scale.py folder 1000000               names of so many files in a folder: listing, planning, sending
 python scripts/scale.py store 1 2 4 8                requests a second of the counters' store, by asking processes
 python scripts/scale.py start                        1,000,000 images in 200 tars against 1,000 in one
+python scripts/scale.py command 5                    the same of the whole command, so many times by turns
 
 Tars are sparse files and the outputs' files hard links to a few, so that a billion rows fit on a small disk. Each case
 runs in a process of its own: seconds (of its CPU, and by the clock) of each step, and the most memory held so far.
@@ -15,32 +16,39 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
+import psutil
 
 from lora_clip.app import planning
 from lora_clip.loading.counters import serve_counters
 from lora_clip.loading.plan import Plan, make_plan
+from lora_clip.monitor.progress import Progress
 from lora_clip.output import provenance
 from lora_clip.output.layout import Layout
 from lora_clip.output.ledger import CommittedRange
 from lora_clip.output.session import OutputSession
+from lora_clip.output.snapshot import Snapshot
 from lora_clip.output.tables import METADATA_SCHEMA, row_table, write_table
 from lora_clip.output.verify import verify
 from lora_clip.sources.base import Source
 from lora_clip.sources.folder import FolderSource
+from lora_clip.sources.seek_points import text_of
 from lora_clip.sources.tar import TarSource
 from lora_clip.types import ImageRow
 
@@ -122,7 +130,7 @@ def make_output(root: Path, tars: Path, count: int, done: int) -> None:
 
 def _record(tars: Path, number: int) -> dict[str, Any]:
     path = tars / f"{number:06d}.tar"
-    points = [[at, at * 30_000] for at in range(0, ROWS, 256)]
+    points = text_of((at, at * 30_000) for at in range(0, ROWS, 256))
     state = {"stamp": [path.stat().st_size, path.stat().st_mtime_ns], "seek_points": points, "scattered": False}
     about = {
         "id": number,
@@ -246,12 +254,21 @@ def finished(root: Path, tars: Path) -> None:
         verdict = session.conclude(one.wanted, embedded=False)
     print(f"  {'sound' if verdict.sound else verdict.problems[:3]}: {verdict.rows:,} rows, {verdict.shards:,} shards")
     session.__exit__(None, None, None)
-    few = dict(list(one.wanted.items())[:FULLY])
-    before = time.process_time()
-    with step(f"verify {len(few)} of them in full"):
-        verify(root, few)
-    each = (time.process_time() - before) / len(few)
-    print(f"  about, for all: {each * len(one.wanted) / 3600:.2f} hours of CPU time ({1e3 * each:.1f} ms a shard)")
+    _verify_some(root, one.wanted, session.snapshot)
+
+
+def _verify_some(root: Path, wanted: Mapping[int, int], now: Snapshot) -> None:
+    """All shards by presence, and again with some read in full: the difference is what reading a shard takes."""
+    few = set(list(wanted)[:FULLY])
+    seconds = []
+    for name, proven in (("none", wanted.keys()), (f"{len(few)}", wanted.keys() - few)):
+        before = time.process_time()
+        with step(f"verify all, {name} in full"):
+            verify(root, wanted, now, proven)
+        seconds.append(time.process_time() - before)
+    each = (seconds[1] - seconds[0]) / len(few)
+    total = each * len(wanted) + seconds[0]
+    print(f"  about, for all in full: {total:,.0f} s of CPU time ({1e3 * each:.1f} ms a shard)")
 
 
 # --- folder ---
@@ -354,8 +371,51 @@ def first(root: Path, tars: Path) -> None:
     shutil.rmtree(root)
 
 
+# --- the whole command ---
+
+
+def command(folder: Path, repeats: int = 5, images: int = 1_000_000, tars: int = 200) -> None:
+    """Seconds from the start of `predict.py` to its first batch through the model, both inputs by turns."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="scale-") as made:
+        inputs = {f"{images:,} images in {tars} tars": (tars, images // tars), "1,000 images in one": (1, 1000)}
+        for name, (count, each) in inputs.items():
+            (place := Path(made, name)).mkdir()
+            _tiny_tar(place / "000000.tar", 0, each)
+            for number in range(1, count):
+                (place / f"{number:06d}.tar").hardlink_to(place / "000000.tar")
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in inputs}
+        for name in [*inputs] * (repeats + 1):
+            found[name].append(_first_batch(Path(made, name), Path(made, "output")))
+        for what, part in (("s to the first batch", 0), ("s of the main process's CPU until then", 1)):
+            # the first of each finds nothing in memory
+            many, few = (sorted(one[part] for one in measured[1:]) for measured in found.values())
+            for name, seconds in zip(inputs, (many, few), strict=True):
+                print(f"{name}: {', '.join(f'{one:.2f}' for one in seconds)} {what}")
+            print(f"median {median(many) / median(few):.3f} x, least {many[0] / few[0]:.3f} x")
+
+
+def _first_batch(tars: Path, output: Path) -> tuple[float, float]:
+    """Seconds as the job itself tells them, while it runs or at its end, and of its main process's CPU; then end it."""
+    shutil.rmtree(output, ignore_errors=True)
+    typed = ["data=shards", f"data.shards='{tars}'", f"output_dir={output}", "max_reject_fraction=1"]
+    program = Path(__file__).parent.parent / "predict.py"
+    with subprocess.Popen(
+        [sys.executable, program, *typed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as job:
+        watched, cpu, told = psutil.Process(job.pid), 0.0, Progress(output).read()
+        while job.poll() is None and not any(rank.startup for rank in told):
+            time.sleep(0.02)
+            with suppress(psutil.Error):
+                cpu = sum(watched.cpu_times()[:2]) or cpu
+            told = Progress(output).read()
+        if told and told[0].startup:
+            os.killpg(job.pid, signal.SIGKILL)
+            return told[0].startup, cpu
+    return float(json.loads((output / "manifest.json").read_text())["run"]["startup_seconds"]), cpu
+
+
 CASES: dict[str, Callable[[Path, int], None]] = {"shards": shards, "folder": folder_of}
-BY_NAME: dict[str, Callable[..., None]] = {"store": store, "start": start}
+BY_NAME: dict[str, Callable[..., None]] = {"store": store, "start": start, "command": command}
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ import lora_clip
 SOURCE = Path(lora_clip.__file__).parent
 FLOORS = (
     {"errors", "demo", "__init__"},
-    {"types", "terminal", "extras"},
+    {"types", "compact", "terminal", "extras"},
     {"io"},
     {"sources", "pixels", "models", "output"},
     {"api", "config", "loading", "pack", "inspection", "export"},

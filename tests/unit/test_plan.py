@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -159,6 +161,20 @@ def test_a_small_input_is_counted_and_a_limit_counts_as_far_as_it_goes() -> None
     assert dict(take_inventory(small).targets) == {0: 5, 1: 7, 2: 9}
     limited = Uncounted([5, 7, 9, 3])
     assert dict(take_inventory(limited, limit=14).targets) == {0: 5, 1: 7, 2: 2} and limited.looked_into == [0, 1, 2]
+
+
+def test_a_plan_holds_little_of_each_shard_and_sends_less() -> None:
+    source = Uncounted([7] * 10_000)
+    tracemalloc.start()
+    try:
+        found = take_inventory(source)
+        plan = make_plan(found, {}, ranks=64, workers=16, batch_size=256)
+        sent = len(pickle.dumps(replace(plan, shards={})))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(plan.gaps) == 10_000 == len(plan.shards) and not plan.counted
+    assert peak < 400 * 10_000 and sent < 50 * 10_000, "of shards as objects it is 2 KB each"
 
 
 @pytest.mark.parametrize("limit", [0, -1])

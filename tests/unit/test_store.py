@@ -411,7 +411,7 @@ def test_an_output_without_commits_binds_nobody(tmp_path: Path) -> None:
     session._lock.release()
     with OutputSession(tmp_path / "o", resume=True) as session:
         session.check({"a": 2})
-        assert session.known_inputs() == []
+        assert not [*session.known_inputs()]
 
 
 def perform(root: Path, targets: dict[int, int], killed: bool = False) -> Verdict:

@@ -6,11 +6,14 @@ import gzip
 import io
 import json
 import random
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,9 +22,13 @@ from omegaconf import OmegaConf
 
 from helpers.images import tar_bytes, write_tar
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.io.ranges import open_ranges
+from lora_clip.sources import tar_headers
 from lora_clip.sources.base import Shard, count_extensions
 from lora_clip.sources.expand import expand
+from lora_clip.sources.seek_points import last_before, text_of
 from lora_clip.sources.tar import SEEK_POINT_SPACING, TarSource, scan
+from lora_clip.sources.tar_headers import members
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 BLOCK = 512
@@ -164,7 +171,7 @@ def test_links_and_special_files_are_rejected_by_name_and_folders_are_nothing(ta
 )
 def test_a_tar_without_images_has_no_positions(tar: Path, data: bytes) -> None:
     shard = scanned(tar, data)
-    assert (shard.images, shard.bytes, shard.extensions, shard.state["seek_points"]) == (0, 0, {}, [])
+    assert (shard.images, shard.bytes, shard.extensions, shard.state["seek_points"]) == (0, 0, {}, "")
     assert read(shard) == []
 
 
@@ -358,6 +365,55 @@ def test_scan_and_read_agree_on_any_bytes(data: bytes, random: random.Random, ed
             assert shard.bytes == sum(len(sample.image) for sample in samples)
 
 
+def summed(header: bytes) -> bytes:
+    """A header with its right sum."""
+    return header[:148] + b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32) + header[156:]
+
+
+changes = st.lists(
+    st.tuples(
+        st.integers(0, BLOCK - 1),
+        st.sampled_from([*b"\0 07/89\x80\xff", *range(256)]),
+        st.booleans(),
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(["a.jpg", "d/é.jpg", "\udcff.png", "x" * 99, "x" * 100, "d" * 90 + "/" + "x" * 60, "a/"]),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
+    st.integers(0, 1500), changes,
+)  # fmt: skip
+def test_what_is_read_quickly_is_what_tarfile_reads(
+    name: str, form: Literal[0, 1, 2], kind: bytes, size: int, changes: list[tuple[int, int, bool]]
+) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size, entry.mtime = kind, size, 1_700_000_000
+    data = bytearray(entry.tobuf(form, "utf-8", "surrogateescape") + bytes(1024) + tar_bytes({"after.jpg": b"a"}))
+    for at, value, mended in changes:
+        data[at] = value
+        if mended:
+            data[:BLOCK] = summed(bytes(data[:BLOCK]))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        with open_ranges(file.name) as ranges:
+            found = list(members(ranges))
+        with patch.object(tar_headers, "_plain_at", return_value=None), open_ranges(file.name) as ranges:
+            assert found == list(members(ranges))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_ordinary_files_are_read_without_tarfile(tar: Path, form: Literal[0, 1, 2]) -> None:
+    write_tar(tar, numbered(20), form)
+    with patch.object(tar_headers, "_header_at", wraps=tar_headers._header_at) as asked:
+        assert scanned(tar).images == 20
+    assert asked.call_count == 1, "at the end mark"
+
+
 # --- where reading starts ---
 
 
@@ -373,7 +429,7 @@ def test_a_range_is_the_same_as_a_slice_of_the_whole_from_any_start(tar: Path, c
         order = sorted(members, key=lambda name: (name[:4], name.endswith("txt") == (captions == "beside")))
         members = {name: members[name] for name in order}
     shard = scanned(write_tar(tar, members, tarfile.USTAR_FORMAT))
-    assert [position for position, _ in shard.state["seek_points"]] == [0, 256, 512, 768]
+    assert re.findall(r"(\d+):", shard.state["seek_points"]) == ["0", "256", "512", "768"]
     assert shard.state["scattered"] == (captions == "at the end")
     whole = read(shard)
     assert [sample.image for sample in whole] == list(images.values())
@@ -397,6 +453,27 @@ def test_a_shard_survives_json(tar: Path) -> None:
 
     shard = scanned(write_tar(tar, numbered(300) | {"x.seg.png": b"s"}), keys=("jpg",))
     assert Shard.from_json(json.loads(json.dumps(shard.to_json()))) == shard
+
+
+def test_a_tar_whose_seek_points_were_recorded_as_pairs_is_read_from_them(tar: Path) -> None:
+    shard = scanned(write_tar(tar, numbered(600)))
+    pairs = [[*map(int, point.split(":"))] for point in shard.state["seek_points"].split()]
+    assert len(pairs) == 3 and shard.state["seek_points"] == text_of(pairs)
+    older = Shard.from_json({**shard.to_json(), "state": {**shard.state, "seek_points": pairs}})
+    assert older == shard and isinstance(older.state["seek_points"], str)
+    wrong = Shard.from_json(
+        {**shard.to_json(), "state": {**shard.state, "seek_points": [pairs[0], [256, pairs[2][1]]]}}
+    )
+    assert read(wrong, 300, 301) != read(shard, 300, 301), "reading starts at the points, not at the tar's start"
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "found"),
+    [("", 9, (0, 0)), ("0:512", 0, (0, 512)), ("3:7 256:90", 2, (0, 0)), ("0:0 256:90 512:180", 256, (256, 90)),
+     ("0:0 256:90 512:180", 511, (256, 90)), ("0:0 256:90 512:180", 10**9, (512, 180))],
+)  # fmt: skip
+def test_the_last_seek_point_before_a_position(text: str, position: int, found: tuple[int, int]) -> None:
+    assert last_before(text, position) == found
 
 
 # --- which files ---

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_clip.errors import DataError
+from lora_clip.io.addresses import identities
 from lora_clip.pack.pack import list_images
 from lora_clip.sources.base import Shard
 from lora_clip.sources.expand import expand
@@ -83,6 +84,21 @@ def test_a_folder_and_its_packing_see_the_same_images_of_any_tree(made: dict[tup
         found = names(root)
         with listed_backwards():
             assert names(root) == found
+
+
+@settings(max_examples=40, deadline=None)
+@given(links)
+def test_a_path_is_known_by_its_real_path_however_it_is_spelt(made: dict[tuple[str, str], str]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        root = fill(Path(place) / "tree", *(f"{folder}/0.jpg" for folder in FOLDERS))
+        for (folder, name), target in made.items():
+            (root / folder / name).symlink_to(root / target)
+        ends = ("", "/", "/0.jpg", "/l/0.jpg", "/z", "//0.jpg", "/./0.jpg", "/..", "/l/../0.jpg")
+        spelt = [f"{root}/{folder}{end}" for folder in ("", *FOLDERS, "l", "a/m", "gone/x") for end in ends]
+        with chdir(root):
+            spelt += ["a", "a/0.jpg", "./a/0.jpg", "../tree/a/0.jpg", "l/0.jpg", "", ".", "/", "/a", "//a", "/0.jpg"]
+            expected = [(path, os.path.realpath(path)) for path in spelt]
+            assert list(identities([*spelt, "s3://b/k.tar"])) == [*expected, ("s3://b/k.tar", "s3://b/k.tar")]
 
 
 def test_tars_in_linked_folders_are_found_and_a_known_tar_stays_the_same_shard(tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
     roots = [one.output.root for one in job.surveys]
     if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
         print(*notes, sep="\n")
+    if note := summary.announced_note(job.inventory):
+        print(note)
     if unsound := [_unsound(root, found) for root, found in zip(roots, verdicts, strict=True) if found.problems]:
         raise OutputError("\n".join(unsound))
     print(closing(roots, job, verdicts), flush=True)

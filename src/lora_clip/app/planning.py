@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lora_clip.app.outputs import Output, as_typed
+from lora_clip.compact import IntMap
 from lora_clip.diagnose.summary import Settings
 from lora_clip.errors import OutputError
 from lora_clip.loading.catalog import RecordedShards
@@ -19,6 +20,7 @@ from lora_clip.models.digests import digests, tokenizer_digest
 from lora_clip.output.provenance import INPUTS
 from lora_clip.output.session import OutputSession
 from lora_clip.sources.base import Shard, Source, counted
+from lora_clip.sources.shard_list import ShardList, ShardsById
 from lora_clip.types import UNCOUNTED, PreprocessSpec
 
 Done = Mapping[int, Sequence[tuple[int, int]]]
@@ -34,7 +36,7 @@ class Survey:
     output: Output
     session: OutputSession
     fingerprint: Mapping[str, Any]
-    known: Sequence[Shard]
+    known: ShardList
     inventory: Inventory
     wanted: Mapping[int, int]
 
@@ -133,10 +135,9 @@ def join(
     assert session.share is not None
     about = session.share.about or {}
     _check_same(about, shared_settings(config, source, settings), session)
-    known = [Shard.from_json(line) for line in session.known_inputs()]
-    by_id = {shard.id: shard for shard in known}
-    targets = dict(about["targets"])
-    inventory = Inventory([by_id[id_] for id_ in targets], targets)
+    known = ShardList(map(Shard.from_json, session.known_inputs()))
+    by_id, targets = ShardsById(known), dict(about["targets"])
+    inventory = Inventory(ShardList(by_id[id_] for id_ in targets), targets)
     one = Survey(output, session, fingerprint, known, inventory, wanted_of(session, known, inventory))
     done = {int(id_): ranges for id_, ranges in about["done"].items()}
     made = make_plan(inventory, done, **hands_of(settings))
@@ -182,43 +183,51 @@ def survey(
 ) -> Survey:  # fmt: skip
     """Look at one output and at the input under its numbers, which `others` that know the same shards have too."""
     session.check(fingerprint)
-    known = [Shard.from_json(line) for line in session.known_inputs()]
+    known = ShardList(map(Shard.from_json, session.known_inputs()))
     same = next((one.inventory for one in others if one.known == known), None)
     inventory = same or take_inventory(source, known, limit)
     _check_unchanged(session.snapshot.committed, known, inventory.shards)
     return Survey(output, session, fingerprint, known, inventory, wanted_of(session, known, inventory))
 
 
-def wanted_of(session: OutputSession, known: Sequence[Shard], inventory: Inventory) -> dict[int, int]:
+def wanted_of(session: OutputSession, known: ShardList, inventory: Inventory) -> Mapping[int, int]:
     """How many positions of each shard an output is to hold at last: what is wanted now, and what it keeps."""
-    kept, ids = session.prefixes(), {shard.id for shard in (*known, *inventory.shards)}
-    return {id_: max(inventory.targets.get(id_, 0), kept.get(id_, 0)) for id_ in ids}
+    kept, ids = session.prefixes(), {*known.ids, *inventory.shards.ids}
+    return IntMap((id_, max(inventory.targets.get(id_, 0), kept.get(id_, 0))) for id_ in sorted(ids))
 
 
 def share_counts(surveys: Sequence[Survey]) -> list[Survey]:
     """The surveys, where what one output's earlier runs have counted is known to all: they looked at the same files."""
-    counted = {shard.path: shard for one in surveys for shard in one.inventory.shards if shard.images != UNCOUNTED}
+    different = {id(one.inventory): one.inventory.shards for one in surveys}
+    if len(different) == 1:
+        return [*surveys]
+    counted = {one.path: (of, at) for of in different.values() for at, one in enumerate(of) if one.images != UNCOUNTED}
     return [_told(one, counted) for one in surveys]
 
 
-def _told(one: Survey, counted: Mapping[str, Shard]) -> Survey:
-    told = {
-        shard.id: replace(counted[shard.path], id=shard.id)
-        for shard in one.inventory.shards
-        if shard.images == UNCOUNTED and shard.path in counted
-    }
-    if not told:
+def _told(one: Survey, counted: Mapping[str, tuple[ShardList, int]]) -> Survey:
+    before = one.inventory
+    shards = ShardList(_as_known(shard, counted) for shard in before.shards)
+    if shards == before.shards:
         return one
-    shards = [told.get(shard.id, shard) for shard in one.inventory.shards]
-    targets = {**one.inventory.targets, **{id_: shard.images for id_, shard in told.items()}}
-    inventory = Inventory(shards, targets)
+    told = zip(shards.ids, before.shards.images, shards.images, strict=True)
+    targets = IntMap((id_, before.targets[id_] if then == now else now) for id_, then, now in told)
+    inventory = before.counted_as(shards, targets)
     return replace(one, inventory=inventory, wanted=wanted_of(one.session, one.known, inventory))
 
 
-def _check_unchanged(embedded: Container[int], known: Sequence[Shard], now: Sequence[Shard]) -> None:
+def _as_known(shard: Shard, counted: Mapping[str, tuple[ShardList, int]]) -> Shard:
+    if shard.images != UNCOUNTED or shard.path not in counted:
+        return shard
+    shards, at = counted[shard.path]
+    return replace(shards[at], id=shard.id)
+
+
+def _check_unchanged(embedded: Container[int], known: ShardList, now: ShardList) -> None:
     """Raises OutputError where a shard that is embedded, wholly or in part, is not the shard that it was."""
-    before = {shard.id: shard for shard in known if shard.id in embedded}
-    changed = [shard for shard in now if shard.id in before and before[shard.id].digest != shard.digest]
+    before = ShardsById(known, (id_ for id_ in known.ids if id_ in embedded))
+    both = (now[at] for at, id_ in enumerate(now.ids) if id_ in before)
+    changed = [shard for shard in both if before[shard.id].digest != shard.digest]
     if changed:
         first, more = changed[0], f"; {len(changed) - 1} more changed" if len(changed) > 1 else ""
         raise OutputError(
@@ -245,18 +254,24 @@ def shared_inventory(surveys: Sequence[Survey]) -> Inventory:
 
 
 def _same(one: Inventory, other: Inventory) -> bool:
-    listed, also = ([(shard.id, shard.path, shard.digest) for shard in found.shards] for found in (one, other))
-    return listed == also and one.targets == other.targets
+    if one is other:
+        return True
+    if one.shards.ids != other.shards.ids or one.targets != other.targets:
+        return False
+    pairs = zip(one.shards, other.shards, strict=True)
+    return all((mine.path, mine.digest) == (its.path, its.digest) for mine, its in pairs)
 
 
 def _adapters(surveys: Sequence[Survey]) -> str:
     return ",".join(as_typed(one.output.checkpoint.adapter) for one in surveys)
 
 
-def records(shards: Iterable[tuple[int, Shard]], wanted: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """What inputs.jsonl holds of each shard; `wanted` is null as long as nobody has counted it."""
-    for id_, shard in shards:
-        yield {**shard.to_json(), "wanted": None if wanted[id_] == UNCOUNTED else wanted[id_]}
+def records(one: Survey) -> Iterator[dict[str, Any]]:
+    """What inputs.jsonl holds of each shard, by id; `wanted` is null as long as nobody has counted it."""
+    now, before = ShardsById(one.inventory.shards), ShardsById(one.known)
+    for id_, wanted in one.wanted.items():
+        shard = now[id_] if id_ in now else before[id_]
+        yield {**shard.to_json(), "wanted": None if wanted == UNCOUNTED else wanted}
 
 
 def counts_of(one: Survey, source: Source) -> Survey:
@@ -266,23 +281,20 @@ def counts_of(one: Survey, source: Source) -> Survey:
     """
     if all(target != UNCOUNTED for target in one.wanted.values()):
         return one
-    told = {line["id"]: Shard.from_json(line) for line in one.session.known_inputs()}
-    shards = [counted(source, told.get(shard.id, shard)) for shard in one.inventory.shards]
-    targets = {shard.id: min(one.inventory.targets[shard.id], shard.images) for shard in shards}
-    now = replace(one, inventory=Inventory(shards, targets))
+    told = ShardsById(ShardList(map(Shard.from_json, one.session.known_inputs())))
+    shards = ShardList(counted(source, told.get(shard.id, shard)) for shard in one.inventory.shards)
+    counts = zip(shards.ids, shards.images, strict=True)
+    targets = IntMap((id_, min(one.inventory.targets[id_], images)) for id_, images in counts)
+    now = replace(one, inventory=one.inventory.counted_as(shards, targets))
     now = replace(now, wanted=wanted_of(one.session, one.known, now.inventory))
-    one.session.rewrite_inputs(records(sorted(_shards(now).items()), now.wanted))
+    one.session.rewrite_inputs(records(now))
     return now
-
-
-def _shards(one: Survey) -> dict[int, Shard]:
-    return {shard.id: shard for shard in (*one.known, *one.inventory.shards)}
 
 
 def begin(one: Survey, inventory: Inventory) -> Done:
     """Create the output or bring it into order; what it holds then, under the numbers of `inventory`."""
     lacks = one.lacks
-    one.session.begin(one.fingerprint, records(sorted(_shards(one).items()), one.wanted))
+    one.session.begin(one.fingerprint, records(one))
     ranges = one.session.recover(one.wanted).committed
     if not lacks:
         return {id_: [(0, target)] for id_, target in inventory.targets.items()}

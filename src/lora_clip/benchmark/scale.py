@@ -17,9 +17,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_clip.loading.plan import Inventory, Plan, make_plan
+from lora_clip.loading.plan import Inventory, Plan, make_plan, targets_of
 from lora_clip.loading.queue import Indices, SharedQueue
 from lora_clip.sources.base import Shard
+from lora_clip.sources.shard_list import ShardList
 from lora_clip.types import UNCOUNTED, WorkRange
 
 
@@ -124,11 +125,11 @@ class Simulation:
 
     def _plan(self) -> Plan:
         """What is missing, planned as a job does: a shard is counted once something of it is committed."""
-        shards = [
+        shards = ShardList(
             Shard(id_, "tar", "", size if id_ in self.done else UNCOUNTED, size * 30_000, "")
             for id_, size in enumerate(self.sizes)
-        ]
-        found = Inventory(shards, {shard.id: shard.images for shard in shards})
+        )
+        found = Inventory(shards, targets_of(shards, limit=None))
         one = self.cluster
         return make_plan(found, self.done, ranks=one.ranks, workers=one.workers, batch_size=one.batch_size)
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lora_clip.terminal import align, command, count_of, size_of
 
 EXTENSIONS_SHOWN = 4
 REASONS_SHOWN = 8
+SHOWN = 3
 STAGES = ("first", "waiting", "forward", "blocked", "read", "decode", "write")
 RANK_COLUMNS = {
     "rank": ("rank", "{}"),
@@ -79,7 +81,8 @@ def opening(settings: Settings, inventory: Inventory, plan: Plan, outputs: Seque
     )
     proofs = [told for one in outputs if one.proof for told in proof_lines(one.name, one.proof, settings.dtype)]
     proofs += [distance_line(one.name, one.distance) for one in outputs if one.distance]
-    notes = [f"note: {note}" for note in dict.fromkeys(one.checkpoint.note for one in outputs) if note]
+    told = (*(one.checkpoint.note for one in outputs), *inventory.notes)
+    notes = [f"note: {note}" for note in dict.fromkeys(told) if note]
     return "\n".join([line, *several, *proofs, *notes, *input_notes(inventory)])
 
 
@@ -161,6 +164,16 @@ def input_notes(inventory: Inventory) -> list[str]:
     if left_out:
         notes.append(f"note: data.image_key leaves {sum(left_out.values()):,} other images out ({_listed(left_out)})")
     return notes
+
+
+def announced_note(inventory: Inventory) -> str | None:
+    """Where shards hold another number of images than stands beside them; None where none does."""
+    refuted = list(islice(inventory.refuted(), SHOWN + 1))
+    if not refuted:
+        return None
+    shown = "; ".join(f"{one.path} holds {one.images:,}, {said:,} were announced" for one, said in refuted[:SHOWN])
+    more = "; others too" if len(refuted) > SHOWN else ""
+    return f"note: what stands beside shards is not what is in them: {shown}{more}. What is in them counts"
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -15,6 +15,7 @@ from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.pixels.decode import OVERSAMPLING, ImageError, decode
 from lora_clip.sources.base import Shard, parse_image_key, source_of
+from lora_clip.sources.shard_list import ShardList, ShardsById
 from lora_clip.types import RawSample, WorkRange
 
 THUMBNAIL_QUALITY = 85
@@ -41,7 +42,7 @@ class Pictures:
         """
         fingerprint = provenance.require_fingerprint(root)
         shards = map(Shard.from_json, provenance.read_inputs(root))
-        return cls({shard.id: shard for shard in shards}, parse_image_key(fingerprint["image_key"]), small)
+        return cls(ShardsById(ShardList(shards)), parse_image_key(fingerprint["image_key"]), small)
 
     def sample(self, shard: int, position: int) -> RawSample:
         """The image as it lies in the input. Raises DataError where it is not there any more."""

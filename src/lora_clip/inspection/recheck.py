@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_clip.compact import IntMap
 from lora_clip.errors import DataError
 from lora_clip.output import provenance
 from lora_clip.output.manifest import read_manifest
@@ -21,16 +22,17 @@ def recheck(root: Path) -> tuple[Verdict, list[str]]:
     Raises OutputError where `root` holds no output.
     """
     fingerprint = provenance.require_fingerprint(root)
-    records = Store(root).inputs()
-    verdict = verify(root, {line["id"]: UNCOUNTED if line["wanted"] is None else line["wanted"] for line in records})
+    store = Store(root)
+    wanted = ((line["id"], UNCOUNTED if line["wanted"] is None else line["wanted"]) for line in store.inputs())
+    verdict = verify(root, IntMap(wanted), store.snapshot())
     if read_manifest(root) is None:
         verdict.problems.append("there is no manifest.json: no run has come to its end")
-    problems, notes = compare_inputs(records, fingerprint.get("image_key"))
+    problems, notes = compare_inputs(store.inputs(), fingerprint.get("image_key"))
     verdict.problems += problems
     return verdict, notes
 
 
-def compare_inputs(records: Sequence[Mapping[str, Any]], image_key: Any) -> tuple[list[str], list[str]]:
+def compare_inputs(records: Iterable[Mapping[str, Any]], image_key: Any) -> tuple[list[str], list[str]]:
     """Problems (an input shard is not what was embedded) and notes (it cannot be read any more)."""
     image_keys = parse_image_key(image_key)
     problems, notes = [], []

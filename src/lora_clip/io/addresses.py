@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl, urlencode
 
 from lora_clip.errors import ConfigError
@@ -76,6 +76,19 @@ def complete(name: str) -> str:
     return _secret.get(name, name)
 
 
-def identity(address: str) -> str:
-    """By which two names of one file are known as one: a path's real path, an address itself."""
-    return address if is_remote(address) else os.path.realpath(address)
+def identities(addresses: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each with that by which two names of one file are known as one: a path's real path, an address itself.
+
+    Of many files in one folder the way to it is followed once.
+    """
+    real: dict[str, str] = {}
+    for address in addresses:
+        name = address.rpartition("/")[2]
+        if is_remote(address):
+            yield address, address
+        elif name in ("", ".", "..") or os.path.islink(address):  # noqa: PTH114 (hundreds of thousands)
+            yield address, os.path.realpath(address)
+        else:
+            folder = address[: -len(name)]
+            real[folder] = real.get(folder) or os.path.realpath(folder or ".")
+            yield address, f"{real[folder].rstrip('/')}/{name}"

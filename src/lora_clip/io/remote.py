@@ -55,6 +55,12 @@ def note_listed(stamps: dict[str, Stamp]) -> None:
         _listed.update(stamps)
 
 
+def was_listed(address: str) -> bool:
+    """Whether a listing showed the file, and it was not opened since."""
+    with _lock:
+        return address in _listed
+
+
 def look_at(addresses: Iterable[str]) -> Iterator[tuple[str, Stamp | OSError]]:
     """The stamps of many files, in order, several asked for at a time; or the OSError that says why there is none."""
     pool = ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="lora-clip listing")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_clip.compact import IntMap
 from lora_clip.errors import DataError
 from lora_clip.sources.base import Shard, Source, counted
 from lora_clip.types import UNCOUNTED
@@ -24,12 +25,7 @@ class RecordedShards(Mapping[int, Shard]):
     @classmethod
     def of(cls, path: Path) -> RecordedShards:
         """All shards of the file."""
-        offsets, at = {}, 0
-        with path.open("rb") as file:
-            for line in file:
-                offsets[int(json.loads(line)["id"])] = at
-                at += len(line)
-        return cls(path, offsets)
+        return cls(path, IntMap(_offsets(path)))
 
     def __getitem__(self, shard: int) -> Shard:
         try:
@@ -46,6 +42,15 @@ class RecordedShards(Mapping[int, Shard]):
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+
+def _offsets(path: Path) -> Iterator[tuple[int, int]]:
+    """Id and offset of each line."""
+    at = 0
+    with path.open("rb") as file:
+        for line in file:
+            yield int(json.loads(line)["id"]), at
+            at += len(line)
 
 
 class Catalog:

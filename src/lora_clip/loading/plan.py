@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
+from operator import attrgetter
+from typing import cast
 
+from lora_clip.compact import IntMap
 from lora_clip.errors import ConfigError, DataError
 from lora_clip.io.addresses import redacted_text
-from lora_clip.loading.union import first_batch, union
+from lora_clip.loading.gaps import Gaps, Sizes
+from lora_clip.loading.union import Who, first_batch, union
 from lora_clip.output.share import Share
-from lora_clip.sources.base import Shard, Source, count_extensions, counted
+from lora_clip.sources.base import Estimates, EstimatingSource, Shard, Source, count_extensions, counted
+from lora_clip.sources.shard_list import ShardList, ShardsById
 from lora_clip.types import UNCOUNTED, WorkRange
 
 SMALL = 64_000_000
 """Bytes of an input that is counted before work begins: it takes less time than to notice."""
 
 
-@dataclass(frozen=True)
 class Inventory:
-    """The input as it is now: its shards in order, and of each how many leading positions are wanted, or UNCOUNTED."""
+    """The input as it is now: its shards in order, and of each how many leading positions are wanted, or UNCOUNTED.
 
-    shards: Sequence[Shard]
-    targets: Mapping[int, int]
+    `announced` is how many images are said to be in shards that nobody had counted, `notes` what a user may know of it.
+    """
+
+    def __init__(
+        self,
+        shards: Iterable[Shard],
+        targets: Mapping[int, int],
+        announced: Mapping[int, int] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.shards = shards if isinstance(shards, ShardList) else ShardList(shards)
+        self.targets, self.announced, self.notes = targets, announced or IntMap(), notes
+
+    def counted_as(self, shards: ShardList, targets: Mapping[int, int]) -> Inventory:
+        """The same input, of which more is counted."""
+        return Inventory(shards, targets, self.announced, self.notes)
+
+    def refuted(self) -> Iterator[tuple[Shard, int]]:
+        """The shards in which another number of images was found than was announced, and what was announced."""
+        for at, (id_, images) in enumerate(zip(self.shards.ids, self.shards.images, strict=True)):
+            if images not in (UNCOUNTED, self.announced.get(id_, images)):
+                yield self.shards[at], self.announced[id_]
 
     @property
     def images(self) -> int:
@@ -40,36 +65,42 @@ def take_inventory(source: Source, known: Sequence[Shard] = (), limit: int | Non
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"data.limit={limit}: give a number of images, 1 or more, or null for all")
-    shards, found = _count_first(source, source.shards(known), limit)
+    estimates = cast(EstimatingSource, source).estimates() if hasattr(source, "estimates") else None
+    shards, announced, found = _count_first(source, source.shards(known), limit, estimates)
     if not found:
         left_out = count_extensions(shards)[1]
         passed_over = f"; data.image_key leaves out {dict(left_out)}" if left_out else ""
         raise DataError(f"{where(source)}: no image in it ({len(shards)} shards looked at{passed_over})")
-    return Inventory(shards, targets_of(shards, limit))
+    return Inventory(shards, targets_of(shards, limit), announced, estimates.notes if estimates else ())
 
 
-def _count_first(source: Source, listed: Iterable[Shard], limit: int | None) -> tuple[list[Shard], int]:
-    """Shards, counted as far as they have to be, and how many images are known of."""
-    shards: list[Shard] = []
-    found = 0
+def _count_first(
+    source: Source, listed: Iterable[Shard], limit: int | None, estimates: Estimates | None
+) -> tuple[ShardList, Mapping[int, int], int]:
+    """Shards, counted as far as they have to be, what was announced of them, and how many images are known of."""
+    shards, found, announced = ShardList(), 0, array("q")
     for one in listed:
+        if estimates and one.images == UNCOUNTED and (said := estimates.of(one)) is not None:
+            announced.extend((one.id, said))
         shards.append(one if limit is None and found else counted(source, one))
-        found += 0 if shards[-1].images == UNCOUNTED else shards[-1].images
+        found += 0 if shards.images[-1] == UNCOUNTED else shards.images[-1]
         if limit is not None and found >= limit:
             break
-    if sum(one.bytes for one in shards if one.images == UNCOUNTED) <= SMALL:
-        shards = [counted(source, one) for one in shards]
-    return shards, found
+    unknown = [size for size, images in zip(shards.bytes, shards.images, strict=True) if images == UNCOUNTED]
+    if unknown and sum(unknown) <= SMALL:
+        shards = ShardList(counted(source, one) for one in shards)
+    return shards, IntMap(zip(announced[::2], announced[1::2], strict=True)), found
 
 
-def targets_of(shards: Iterable[Shard], limit: int | None) -> dict[int, int]:
+def targets_of(shards: ShardList, limit: int | None) -> Mapping[int, int]:
     """How many leading positions of each shard are wanted, or UNCOUNTED."""
-    targets: dict[int, int] = {}
-    found = 0
-    for shard in shards:
-        targets[shard.id] = shard.images if limit is None else min(shard.images, limit - found)
-        found += targets[shard.id]
-    return targets
+    return IntMap(zip(shards.ids, shards.images if limit is None else _up_to(limit, shards.images), strict=True))
+
+
+def _up_to(limit: int, counts: Iterable[int]) -> Iterator[int]:
+    for images in counts:
+        yield (taken := min(images, limit))
+        limit -= taken
 
 
 def where(source: Source) -> str:
@@ -85,8 +116,10 @@ class Plan:
     about equal bytes, and `workers` is how many take work in each rank. A gap of an uncounted shard ends at UNCOUNTED.
     `targets` counts the wanted positions of each shard. `images` is how many the whole run embeds, `images_each` how
     many of them each output lacks: estimates unless `counted`. Batches that not all outputs lack have the numbers of
-    those that do in `only`. `bytes` adds up what is to be read. Where jobs `share` the work, they take it by `cell`
-    images: `share` is as rank 0 of this one sees it. `compile` is rank 0's word on `model.compile=auto`.
+    those that do in `only`. `bytes` adds up what is to be read. `announced` says that what is not counted is known from
+    what stands beside the shards: good enough to see how far the run is. Where jobs `share` the work, they take it by
+    `cell` images: `share` is as rank 0 of this one sees it. `compile` is rank 0's word on
+    `model.compile=auto`.
     """
 
     shards: Mapping[int, Shard]
@@ -99,6 +132,7 @@ class Plan:
     images_each: Sequence[int]
     only: Mapping[WorkRange, frozenset[int]] = field(default_factory=dict)
     bytes: int = 0
+    announced: bool = False
     share: Share | None = None
     cell: int = 0
     compile: bool = False
@@ -135,45 +169,36 @@ def make_plan(
     """
     if batch_size < 1:
         raise ConfigError(f"data.batch_size={batch_size}: give a number of images, 1 or more")
-    by_id = {shard.id: shard for shard in inventory.shards}
-    of_each = [_missing(inventory.targets, own) for own in done]
-    gaps, only = union(of_each, batch_size)
-    weights = [_bytes(gap, by_id[gap.shard]) for gap in gaps]
-    needed = {gap.shard for gap in gaps}
-    per_image = _bytes_per_image(inventory.shards)
+    sizes = Sizes(inventory.shards, inventory.announced)
+    gaps, only, images_each = _gaps_of(inventory.targets, done, batch_size, sizes)
+    weights = array("q", map(sizes.bytes, gaps))
+    needed = array("q", (shard for shard, _ in groupby(gaps.shards)))
     return Plan(
-        {id_: by_id[id_] for id_ in needed},
-        {id_: inventory.targets[id_] for id_ in needed},
+        ShardsById(inventory.shards, needed),
+        IntMap((id_, inventory.targets[id_]) for id_ in needed),
         gaps,
         share_out(weights, ranks),
         max(1, workers),
         batch_size,
-        _images(gaps, by_id, per_image),
-        tuple(_images([gap for own in missing.values() for gap in own], by_id, per_image) for missing in of_each),
+        sum(map(sizes.images, gaps)),
+        images_each,
         only,
         sum(weights),
+        all(map(sizes.is_known, gaps)),
     )
 
 
-def _bytes(gap: WorkRange, shard: Shard) -> int:
-    """What is to be read for a gap, about, and something for each image that has no bytes."""
-    if gap.stop == UNCOUNTED:
-        return shard.bytes
-    images = gap.stop - gap.start
-    return images + shard.bytes * images // max(1, shard.images)
-
-
-def _bytes_per_image(shards: Iterable[Shard]) -> float:
-    counted = [shard for shard in shards if shard.images != UNCOUNTED]
-    return max(1.0, sum(shard.bytes for shard in counted) / max(1, sum(shard.images for shard in counted)))
-
-
-def _images(gaps: Iterable[WorkRange], by_id: Mapping[int, Shard], per_image: float) -> int:
-    """The images of gaps; of those that are not counted, about how many will be there."""
-    return sum(
-        max(1, round(by_id[gap.shard].bytes / per_image)) if gap.stop == UNCOUNTED else gap.stop - gap.start
-        for gap in gaps
-    )
+def _gaps_of(
+    targets: Mapping[int, int], done: Sequence[Mapping[int, Sequence[tuple[int, int]]]], batch_size: int, sizes: Sizes
+) -> tuple[Gaps, Who, tuple[int, ...]]:
+    """What outputs lack, as one list of gaps by shard; who lacks it; and how many images each of them lacks."""
+    if len(done) == 1:
+        gaps = Gaps(_missing(targets, done[0]))
+        return gaps, {}, (sum(map(sizes.images, gaps)),)
+    of_each = [{shard: [*own] for shard, own in groupby(_missing(targets, one), attrgetter("shard"))} for one in done]
+    images = (sum(sizes.images(gap) for own in missing.values() for gap in own) for missing in of_each)
+    shared, only = union(of_each, batch_size)
+    return Gaps(shared), only, tuple(images)
 
 
 def share_out(weights: Sequence[int], ranks: int) -> list[tuple[int, int]]:
@@ -183,10 +208,10 @@ def share_out(weights: Sequence[int], ranks: int) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def _missing(targets: Mapping[int, int], done: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, list[WorkRange]]:
-    """What one output lacks of each shard."""
-    gaps = {id_: [WorkRange(id_, *gap) for gap in _gaps(done.get(id_, ()), target)] for id_, target in targets.items()}
-    return {id_: found for id_, found in gaps.items() if found}
+def _missing(targets: Mapping[int, int], done: Mapping[int, Sequence[tuple[int, int]]]) -> Iterator[WorkRange]:
+    """What one output lacks, shard by shard."""
+    for id_ in sorted(targets):
+        yield from (WorkRange(id_, *gap) for gap in _gaps(done.get(id_, ()), targets[id_]))
 
 
 def _gaps(done: Iterable[tuple[int, int]], target: int) -> Iterator[tuple[int, int]]:

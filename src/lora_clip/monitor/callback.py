@@ -66,7 +66,7 @@ class Monitor(Callback):
             if self.opening is not None:
                 print(self.opening(), flush=True)
             plan = data.plan
-            self._bar = Bar(plan.images) if plan.counted else Bar(plan.bytes, of_bytes=True)
+            self._bar = Bar(plan.images) if plan.counted or plan.announced else Bar(plan.bytes, of_bytes=True)
             self._open_log(trainer)
         assert self._processes is not None
         self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import OutputError
-from lora_clip.io.atomic import write_text
+from lora_clip.io.atomic import replaced, write_text
 from lora_clip.output.layout import FORMAT, UNNAMED_FORMAT, check_format
 from lora_clip.terminal import count_of
 
@@ -79,16 +79,21 @@ def flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 def write_inputs(root: Path, shards: Iterable[Mapping[str, Any]]) -> None:
     """Record the shards' ids, names and shapes: ids stay with their shards in later runs, and verify counts by them."""
-    write_text(root / INPUTS, "".join(json.dumps(shard) + "\n" for shard in shards))
+    with replaced(root / INPUTS) as file:
+        for shard in shards:
+            file.write(json.dumps(shard).encode() + b"\n")
 
 
-def read_inputs(root: Path) -> list[dict[str, Any]]:
-    """The shards of earlier runs, as `write_inputs` recorded them; none for a fresh directory."""
+def read_inputs(root: Path) -> Iterator[dict[str, Any]]:
+    """The shards of earlier runs, as `write_inputs` recorded them; none for a fresh directory.
+
+    One after the other: those of a folder of millions of files hold all their names.
+    """
     path = root / INPUTS
     try:
-        with path.open("rb") as lines:  # one after the other: the file of a hundred thousand shards is large
-            return [json.loads(line) for line in lines]
+        with path.open("rb") as lines:
+            yield from map(json.loads, lines)
     except FileNotFoundError:
-        return []
+        return
     except ValueError as error:
         raise OutputError(f"{path} is damaged ({error}): use another output_dir, or resume=false") from error

@@ -106,9 +106,9 @@ class OutputSession:
         if self.joined or self._continues():
             provenance.check_fingerprint(self.root, fingerprint)
 
-    def known_inputs(self) -> list[dict[str, Any]]:
+    def known_inputs(self) -> Iterable[dict[str, Any]]:
         """The input shards of earlier runs that are to be continued, with what those runs counted."""
-        return self.store.inputs() if self.joined or self._begun or self._continues() else []
+        return self.store.inputs() if self.joined or self._begun or self._continues() else ()
 
     def rewrite_inputs(self, inputs: Iterable[Mapping[str, Any]]) -> None:
         """Record the shards anew, now that all of them are counted."""

@@ -6,7 +6,7 @@ holds the ranges of shards that are not complete yet, so the final folders hold 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -92,16 +92,13 @@ class Store(Layout):
         captions = 0 if texts_ND is None else sum(bool(row.text) for row in rows)
         return self._commit_line(rank, work, Counts(len(rows), len(rejects), captions), written, final, seconds, tag)
 
-    def inputs(self) -> list[dict[str, Any]]:
+    def inputs(self) -> Iterator[dict[str, Any]]:
         """The input's shards as they were recorded, with what runs have counted of them since."""
         self.ledger.ranges()
         counted = self.ledger.counted()
-        return [
-            {**line, **found, "wanted": found["images"]}
-            if line.get("images") is None and (found := counted.get(line["id"]))
-            else line
-            for line in read_inputs(self.root)
-        ]
+        for line in read_inputs(self.root):
+            found = counted.get(line["id"]) if line.get("images") is None else None
+            yield {**line, **found, "wanted": found["images"]} if found else line
 
     def note_counted(self, rank: int, shard: Mapping[str, Any]) -> None:
         """Record what counting a shard told. Raises StorageError where the file system refuses."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,12 +52,18 @@ def is_unit(norms_N: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def row_table(rows: Sequence[ImageRow]) -> pa.Table:
     """Metadata rows as a table of METADATA_SCHEMA."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], METADATA_SCHEMA)
+    return _table(rows, METADATA_SCHEMA)
 
 
 def reject_table(rejects: Sequence[Reject]) -> pa.Table:
     """Rejects as a table of REJECTS_SCHEMA."""
-    return pa.Table.from_pylist([asdict(reject) for reject in rejects], REJECTS_SCHEMA)
+    return _table(rejects, REJECTS_SCHEMA)
+
+
+def _table(records: Sequence[ImageRow] | Sequence[Reject], schema: pa.Schema) -> pa.Table:
+    # column by column: a dict of every row takes six times as long
+    columns = [pa.array([getattr(record, field.name) for record in records], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_npy(arrays: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, file: BinaryIO) -> None:

@@ -50,7 +50,8 @@ class RangeCommitter:
     def __init__(
         self, store: Store, rank: int, targets: Mapping[int, int], images: int, max_reject_fraction: float
     ) -> None:
-        self.store, self.rank, self.targets = store, rank, dict(targets)
+        self.store, self.rank, self.targets = store, rank, targets
+        self._counted: dict[int, int] = {}
         self.images, self.max_reject_fraction = images, max_reject_fraction
         self.seen = self.rejected = 0
         self._latest: deque[Reject] = deque(maxlen=REJECTS_SHOWN)
@@ -75,9 +76,12 @@ class RangeCommitter:
 
     def _know(self, shard: Mapping[str, Any]) -> None:
         """Note, before anything of it is committed, what counting a shard told."""
-        if self.targets[shard["id"]] == UNCOUNTED:
+        if self._target(shard["id"]) == UNCOUNTED:
             self.store.note_counted(self.rank, shard)
-            self.targets[shard["id"]] = shard["images"]
+            self._counted[shard["id"]] = shard["images"]
+
+    def _target(self, shard: int) -> int:
+        return self._counted.get(shard, self.targets[shard])
 
     def _count(self, rejects: Sequence[Reject]) -> None:
         self.rejected += len(rejects)
@@ -102,13 +106,13 @@ class RangeCommitter:
 
     def _is_whole(self, work: WorkRange) -> bool:
         """Whether a range is all of its shard, and goes into the final folders at once."""
-        return work.start == 0 and work.stop == self.targets[work.shard]
+        return work.start == 0 and work.stop == self._target(work.shard)
 
     def _finish(self, shard: int, entry: CommittedRange) -> None:
         """Assemble the shard if this rank has the last of it; what several ranks have shared is left to rank 0."""
         ranges = by_shard([*self._ranges.get(shard, []), entry])[shard]
         self._ranges[shard] = ranges
-        if covers(ranges, self.targets[shard]):
+        if covers(ranges, self._target(shard)):
             self.store.assemble(self.rank, shard, prefix(self._ranges.pop(shard)), self.before)
 
 
@@ -125,7 +129,7 @@ class CellCommitter(RangeCommitter):
             super()._commit(work, gathered)
 
     def _finish(self, shard: int, entry: CommittedRange) -> None:
-        finish_shard(self.store, self.before, shard, self.targets[shard])
+        finish_shard(self.store, self.before, shard, self._target(shard))
 
 
 def _sound_rows(

@@ -6,6 +6,7 @@ A new source is one file here and one line in `registry.py`: docs/extending.md s
 from __future__ import annotations
 
 import importlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,8 +14,8 @@ from itertools import count
 from typing import Any, Protocol, cast
 
 from lora_clip.errors import ConfigError, DataError
-from lora_clip.io.addresses import identity
-from lora_clip.sources.format_1 import upgraded
+from lora_clip.io.addresses import identities
+from lora_clip.sources.earlier import upgraded
 from lora_clip.sources.registry import SOURCES
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
@@ -53,7 +54,7 @@ class Shard:
 
         Raises DataError where the record lacks something.
         """
-        record = record if "kind" in record else upgraded(record)
+        record = upgraded(record)
         try:
             values = {known.name: record[known.name] for known in fields(cls)}
             return cls(**values | ({"images": UNCOUNTED} if values["images"] is None else {}))
@@ -98,6 +99,24 @@ class CountingSource(Source, Protocol):
         ...
 
 
+class Estimates(Protocol):
+    """What is said of shards that nobody has counted; `notes` tells a user what of it cannot be read."""
+
+    notes: list[str]
+
+    def of(self, shard: Shard) -> int | None:
+        """How many images a shard is said to have; None where nothing tells of it."""
+        ...
+
+
+class EstimatingSource(Source, Protocol):
+    """A source beside whose shards may stand how many images they have: of use until they are counted, not instead."""
+
+    def estimates(self) -> Estimates:
+        """What is asked for each shard as it is listed."""
+        ...
+
+
 def counted(source: Source, shard: Shard) -> Shard:
     """A shard of the source with its images counted. Raises DataError where it cannot be read."""
     return shard if shard.images != UNCOUNTED else cast(CountingSource, source).count(shard)
@@ -137,13 +156,23 @@ def numbered(paths: Iterable[str], known: Sequence[Shard]) -> Iterator[tuple[int
 
     A file that is found under another name than then, by a link, is the known one.
     """
-    by_real = {identity(shard.path): shard.path for shard in known}
-    present = dict.fromkeys(by_real.get(identity(path), path) for path in paths)
-    by_path = {shard.path: shard for shard in known}
-    for earlier in sorted((by_path[path] for path in present if path in by_path), key=lambda shard: shard.id):
-        yield earlier.id, earlier.path, earlier
-    ids = count(next_id(known))
-    yield from ((next(ids), path, None) for path in present if path not in by_path)
+    ids = array("q")
+    places: dict[str, int] = {}
+    for shard in known:  # its records are not kept: each may hold much
+        places[shard.path] = len(ids)
+        ids.append(shard.id)
+    present = dict.fromkeys(_as_known(paths, places))
+    for at in sorted((places[path] for path in present if path in places), key=ids.__getitem__):
+        yield ids[at], (earlier := known[at]).path, earlier
+    fresh = count(max(ids, default=-1) + 1)
+    yield from ((next(fresh), path, None) for path in present if path not in places)
+
+
+def _as_known(paths: Iterable[str], known: Mapping[str, int]) -> Iterator[str]:
+    """The paths, and the known ones in place of others that lead to the same files."""
+    by_real = {real: path for path, real in identities(known) if real != path}
+    for path, real in identities(paths):
+        yield by_real.get(real) or (real if real in known else path)
 
 
 def next_id(known: Sequence[Shard]) -> int:

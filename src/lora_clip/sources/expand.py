@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_clip.errors import ConfigError, DataError
-from lora_clip.io.addresses import identity, is_remote
+from lora_clip.io.addresses import identities, is_remote
 from lora_clip.sources.expand_remote import expand_braces, expand_remote
 from lora_clip.sources.walk import Entry, walk
 from lora_clip.sources.wanted import TARS, Wanted
@@ -30,9 +31,16 @@ def expand(patterns: Any, wanted: Wanted = TARS) -> list[str]:
         )
     there = dict(expand_remote([pattern for pattern in given if is_remote(pattern)], wanted))
     files: dict[str, str] = {}
-    for path in (path for pattern in given for path in there.get(pattern) or _expand_one(pattern, wanted)):
-        files.setdefault(identity(path), path if is_remote(path) else str(Path(path).absolute()))
+    found = (path for pattern in given for path in there.get(pattern) or _expand_one(pattern, wanted))
+    for path, real in identities(found):
+        path = path if is_remote(path) else _absolute(path)
+        files.setdefault(real if real != path else path, path)  # one text for both, where they are the same
     return list(files.values())
+
+
+def _absolute(path: str) -> str:
+    """The path from the root on; pathlib takes longer than all else of listing a hundred thousand."""
+    return path if path.startswith("/") and os.path.normpath(path) == path else str(Path(path).absolute())
 
 
 def as_list(patterns: Any) -> list[str]:
@@ -72,8 +80,9 @@ def _glob(pattern: str, wanted: Wanted) -> list[str]:
 
 
 def _files_below(folder: str, wanted: Wanted) -> list[str]:
+    base = str(Path(folder)).rstrip("/")
     entries = (entry for entry in walk(folder) if wanted.found_in(entry.path))
-    found = sorted(str(Path(folder, entry.path)) for entry in entries if _may_be_file(entry))
+    found = sorted(f"{base}/{entry.path}" for entry in entries if _may_be_file(entry))
     if not found:
         raise DataError(
             f"{wanted.key}={folder} is a folder without a {' or '.join(wanted.suffixes)} file"

@@ -47,7 +47,7 @@ def expand_remote(patterns: Sequence[str], wanted: Wanted = TARS) -> Iterator[tu
     for address in every:
         _check(address, wanted.key)
     names = dict(zip(dict.fromkeys(every), remember(dict.fromkeys(every)), strict=True))
-    there = _look((name for address, name in names.items() if not _is_pattern(address)), wanted.key)
+    there = _look((name for address, name in names.items() if not _is_pattern(address)), wanted)
     for pattern, addresses in named.items():
         yield pattern, [found for address in addresses for found in _expand(names[address], there, wanted)]
 
@@ -82,6 +82,7 @@ def _expand(name: str, there: Mapping[str, Stamp | OSError], wanted: Wanted) -> 
         return _kept(_asked(name, buckets.list_matching, key), f"{key}={name} matches no file")
     if isinstance(found, IsADirectoryError) or (isinstance(found, FileNotFoundError) and _is_folder(name, key)):
         below = _asked(name, buckets.list_below, key)
+        _note_beside(below, wanted)
         files = {address: stamp for address, stamp in below.items() if wanted.found_in(address)}
         return _kept(files, f"{key}={name} is a folder without a {' or '.join(wanted.suffixes)} file")
     raise DataError(f"{key}={name}: {words(found)}") from found
@@ -105,7 +106,11 @@ def _asked(name: str, question: Callable[[str], Result], key: str) -> Result:
         raise DataError(f"{key}={name}: {words(error)}") from error
 
 
-def _look(names: Iterable[str], key: str) -> dict[str, Stamp | OSError]:
+def _note_beside(listed: Mapping[str, Stamp], wanted: Wanted) -> None:
+    note_listed({name: stamp for name, stamp in listed.items() if name.rpartition("/")[2] in wanted.beside})
+
+
+def _look(names: Iterable[str], wanted: Wanted) -> dict[str, Stamp | OSError]:
     """What is known of single files: by listing their folder where many are in one, else by asking for each."""
     folders: dict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(names):
@@ -113,10 +118,11 @@ def _look(names: Iterable[str], key: str) -> dict[str, Stamp | OSError]:
     whole = {f: each for f, each in folders.items() if len(each) >= LISTED_WHOLE and scheme_of(f) in buckets.SCHEMES}
     found: dict[str, Stamp | OSError] = {}
     for folder, each in whole.items():
-        listed = _asked(folder, buckets.list_folder, key)
+        listed = _asked(folder, buckets.list_folder, wanted.key)
+        _note_beside(listed, wanted)
         found |= {name: listed.get(name) or FileNotFoundError(errno.ENOENT, "no such file") for name in each}
     for name, known in look_at(name for folder, each in folders.items() if folder not in whole for name in each):
         if isinstance(known, OSError) and not isinstance(known, FileNotFoundError | IsADirectoryError):
-            raise DataError(f"{key}={name}: {words(known)}") from known  # the others would fare no better
+            raise DataError(f"{wanted.key}={name}: {words(known)}") from known  # the others would fare no better
         found[name] = known
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 from lora_clip.errors import DataError
@@ -32,32 +33,31 @@ class FolderSource:
         root = str(Path(self.folder).expanduser().absolute())
         if not Path(root).is_dir():
             raise DataError(f"data.folder={self.folder}: {'not a folder' if Path(root).exists() else 'no such folder'}")
-        mine = [shard for shard in known if (shard.kind, shard.path) == (KIND, root)]
-        yield from mine
-        seen = {name for shard in mine for name in shard.state["files"]}
-        taken, left_out = self._images(root)
-        fresh = iter(sorted(set(taken) - seen))
+        mine = [at for at, shard in enumerate(known) if (shard.kind, shard.path) == (KIND, root)]
+        yield from (known[at] for at in mine)
+        left_out: Counter[str] = Counter()
+        fresh = _less([*self._images(root, left_out)], (known[at] for at in mine))
+        fresh.sort(reverse=True)
         shard_id = next_id(known)
-        while files := tuple(islice(fresh, IMAGES_PER_SHARD)):
+        while fresh:  # taken from the end, so that no name is held beside the shard that it went into
+            files = fresh[: -IMAGES_PER_SHARD - 1 : -1]
+            del fresh[-IMAGES_PER_SHARD:]
             yield self._shard(shard_id, root, files, left_out)
             shard_id, left_out = shard_id + 1, Counter()
 
-    def _images(self, root: str) -> tuple[list[str], Counter[str]]:
-        taken: list[str] = []
-        left_out: Counter[str] = Counter()
+    def _images(self, root: str, left_out: Counter[str]) -> Iterator[str]:
+        """The names of the images; those that `data.image_key` leaves out are counted."""
         for name in (entry.path for entry in walk(root)):
             if image_name(name, self.image_keys) is not None:
-                taken.append(name)
+                yield name
             elif image_name(name) is not None:
                 left_out[webdataset_extension(name)] += 1
-        return taken, left_out
 
-    def _shard(self, shard_id: int, root: str, files: Sequence[str], left_out: Counter[str]) -> Shard:
+    def _shard(self, shard_id: int, root: str, files: list[str], left_out: Counter[str]) -> Shard:
         sizes = [_size(root, name) for name in files]
         digest = hashlib.sha256(b"".join(map(listing_entry, files, sizes))).hexdigest()
         extensions = Counter(webdataset_extension(name) for name in files)
-        state = {"files": [*files]}
-        return Shard(shard_id, KIND, root, len(files), sum(sizes), digest, extensions, left_out, state)
+        return Shard(shard_id, KIND, root, len(files), sum(sizes), digest, extensions, left_out, {"files": files})
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
         """The files at the positions of `work`, with their captions and metadata.
@@ -82,6 +82,18 @@ class FolderSource:
         return f"has lost {gone} of {shard.images} files" if gone else None
 
 
+def _less(names: list[str], known: Iterable[Shard]) -> list[str]:
+    """The names that no known shard has, each held once; the list that was given is emptied."""
+    first = next(shards := iter(known), None)
+    if first is None:
+        return names
+    left = set(names)
+    names.clear()
+    for shard in chain([first], shards):
+        left.difference_update(shard.state["files"])
+    return [*left]
+
+
 def _extras(root: str, key: str) -> dict[str, bytes]:
     extras = {}
     for extension in sorted(EXTRA_EXTENSIONS):
@@ -94,6 +106,6 @@ def _extras(root: str, key: str) -> dict[str, bytes]:
 
 def _size(root: str, name: str) -> int:
     try:
-        return Path(root, name).stat().st_size
+        return os.stat(f"{root}/{name}").st_size  # noqa: PTH116 (millions of them)
     except OSError:
         return 0

@@ -19,6 +19,8 @@ from lora_clip.io.addresses import is_remote
 from lora_clip.io.ranges import RangeReader, open_ranges
 from lora_clip.io.retry import words
 from lora_clip.io.stamps import Stamp
+from lora_clip.sources import seek_points
+from lora_clip.sources.announced import Announced
 from lora_clip.sources.base import Shard, listing_entry, numbered
 from lora_clip.sources.expand import as_list, expand
 from lora_clip.sources.expand_remote import remember_secrets
@@ -35,25 +37,23 @@ SEEK_POINT_SPACING = 256
 class TarState:
     """What is kept of a scanned tar besides its counts.
 
-    An unchanged `stamp` saves scanning again. `seek_points` are (position, byte offset) pairs where reading may start.
+    An unchanged `stamp` saves scanning again. `seek_points` say where reading may start, as a text of that module.
     `scattered` says that captions do not stand beside their images.
     """
 
     stamp: Stamp
-    seek_points: Sequence[tuple[int, int]] = ()
+    seek_points: str = ""
     scattered: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The state as plain JSON values."""
-        seek_points = [[*pair] for pair in self.seek_points]
-        return {"stamp": [*self.stamp], "seek_points": seek_points, "scattered": self.scattered}
+        return {"stamp": [*self.stamp], "seek_points": self.seek_points, "scattered": self.scattered}
 
     @classmethod
     def of(cls, shard: Shard) -> Self:
         """The state of a shard that `scan` made."""
         size, changed = shard.state["stamp"]
-        pairs = [(position, offset) for position, offset in shard.state["seek_points"]]
-        return cls((size, changed), pairs, shard.state["scattered"])
+        return cls((size, changed), shard.state["seek_points"], shard.state["scattered"])
 
 
 @dataclass
@@ -125,6 +125,10 @@ class TarSource:
             noted = None if self.image_keys or is_remote(path) else packed.shard(shard_id, Path(path))
             yield noted or _listed(shard_id, path)
 
+    def estimates(self) -> Announced:
+        """What pack, WebDataset or img2dataset left beside the tars."""
+        return Announced(self.image_keys)
+
     def count(self, shard: Shard) -> Shard:
         """The tar, its headers scanned. Raises DataError where it cannot be read, or is not what was listed."""
         found = scan(shard.id, shard.path, self.image_keys, listed=TarState.of(shard).stamp)
@@ -145,7 +149,7 @@ class TarSource:
 
     def _read_open(self, file: RangeReader, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
         state = TarState.of(shard)
-        position, offset = max((point for point in state.seek_points if point[0] <= work.start), default=(0, 0))
+        position, offset = seek_points.last_before(state.seek_points, work.start)
         scattered = _index_extras(file) if state.scattered else {}
         for group in groups(members(file, offset), self.image_keys):
             extras = {**scattered.get(group.key, {}), **group.extras}
@@ -260,6 +264,6 @@ class _Survey:
             self.bytes += member.size
 
     def shard(self, shard_id: int, path: str, stamp: Stamp) -> Shard:
-        state = TarState(stamp, self.seek_points, self.scattered)
+        state = TarState(stamp, seek_points.text_of(self.seek_points), self.scattered)
         counts = (self.images, self.bytes, self.digest.hexdigest(), self.taken, self.left_out)
         return Shard(shard_id, KIND, path, *counts, state.to_json())

@@ -13,6 +13,7 @@ from lora_clip.io.ranges import RangeReader
 
 BLOCK = tarfile.BLOCKSIZE
 MAGIC, MAGIC_OFFSET = b"ustar", 257
+OCTAL = b"01234567\0"
 WINDOW = 8 * BLOCK
 MOST_HEADER_BYTES, MOST_HEADER_READS = 1 << 20, 64
 SEARCHED_AT_ONCE = 2048 * BLOCK
@@ -35,6 +36,11 @@ def members(file: RangeReader, start: int = 0) -> Iterator[Member]:
     offset = start
     window = _Window(file)
     while offset < end:
+        if (plain := _plain_at(window, offset)) is not None:
+            start, (name, size) = offset + BLOCK, plain
+            yield Member(name, offset, start, size, _truncated(start, size, end))
+            offset = start + -(-size // BLOCK) * BLOCK
+            continue
         try:
             info, following = _header_at(window, offset)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -93,6 +99,26 @@ class _Window:
         return data
 
 
+def _plain_at(window: _Window, offset: int) -> tuple[str, int] | None:
+    """Name and size of an ordinary file, as nearly all are, several times faster than by `tarfile`; None for all else.
+
+    Every field must be one that `tarfile` reads in this very way: whatever is not is left to it.
+    """
+    window.begin(offset)
+    block = window.read(BLOCK)
+    name, size, told = block[:100].partition(b"\0")[0], block[124:136], block[148:156]
+    numbers = block[100:124] + size + block[136:148] + block[329:345]
+    if len(block) < BLOCK or block[156:157] not in (b"0", b"\0") or block[345] or numbers.translate(None, OCTAL):
+        return None
+    size, told = size.partition(b"\0")[0], told.partition(b"\0")[0].strip(b" ")
+    if not name or name.endswith(b"/") or not size or not told or told.translate(None, OCTAL):
+        return None
+    # the sum is taken as if its own eight bytes were spaces
+    if int(told, 8) != sum(block) - sum(block[148:156]) + 8 * 32:
+        return None
+    return name.decode("utf-8", "surrogateescape"), int(size, 8)
+
+
 class _Cursor(tarfile.TarFile):
     """A TarFile that only serves `TarInfo.fromtarfile`: opening it reads nothing."""
 
@@ -120,9 +146,13 @@ def _as_member(info: tarfile.TarInfo, header: int, end: int) -> Member | None:
         damage = "the tar gives this file no name"
     elif not info.isreg() or info.issparse():
         damage = f"the tar holds a {_kind(info)} in place of the file's bytes"
-    elif info.offset_data + info.size > end:
-        damage = f"truncated tar: {info.size} bytes announced, {max(0, end - info.offset_data)} there"
+    else:
+        damage = _truncated(info.offset_data, info.size, end)
     return Member(info.name, header, info.offset_data, info.size, damage)
+
+
+def _truncated(start: int, size: int, end: int) -> str | None:
+    return f"truncated tar: {size} bytes announced, {max(0, end - start)} there" if start + size > end else None
 
 
 def _kind(info: tarfile.TarInfo) -> str:

@@ -16,16 +16,16 @@ from lora_clip.errors import DataError
 
 
 class Entry(NamedTuple):
-    """What is no folder: its path relative to the root, the real path of the folder that holds it, and its entry."""
+    """What is no folder: its path relative to the root, the real path of the folder that holds it, and its name."""
 
     path: str
     folder: str
-    found: os.DirEntry[str]
+    name: str
 
     def status(self) -> os.stat_result | None:
         """Of what it leads to, or None for a link that leads nowhere. Raises DataError where that cannot be told."""
         try:
-            return self.found.stat()
+            return os.stat(f"{self.folder}/{self.name}")  # noqa: PTH116 (millions of them)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 return None
@@ -47,25 +47,33 @@ def walk(root: Path | str, again: Callable[[str, bool], None] = lambda path, loo
             again(path, _holds(real, holder))
             continue
         visited.add(real)
-        prefix, subfolders = path and f"{path}/", []
-        for found in _sorted_entries(real):
-            if _is_folder(found):
-                subfolders.append((prefix + found.name, _real(found), real))
-            else:
-                yield Entry(prefix + found.name, real, found)
-        waiting += reversed(subfolders)
+        prefix = path and f"{path}/"
+        subfolders, names = _listed(real)
+        yield from (Entry(prefix + name, real, name) for name in names)
+        waiting += [(prefix + name, to, real) for name, to in reversed(subfolders)]
 
 
 def _holds(folder: str, other: str) -> bool:
     return f"{other}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
+def _listed(folder: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """The folders in a folder with their real paths, and the names of all else, sorted.
+
+    Of a million files in one folder nothing but the names is kept.
+    """
+    subfolders: list[tuple[str, str]] = []
+    names: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            for found in entries:
+                if _is_folder(found):
+                    subfolders.append((found.name, _real(found)))
+                else:
+                    names.append(found.name)
     except OSError as error:
         raise _unlisted(error) from error
+    return sorted(subfolders), sorted(names)
 
 
 def _is_folder(found: os.DirEntry[str]) -> bool:
