@@ -37,6 +37,8 @@ COMMAND = (sys.executable, "-m", "lora_clip")
 PATIENCE = 120.0
 """Seconds after which a job hangs."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PORTS = (15_000, 31_000)
+"""Below those of which Linux takes one for a connection that is begun."""
 NURSERY = Path(__file__).with_name("nursery.py")
 
 
@@ -114,10 +116,12 @@ class Job:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port that nothing listens at, and that the kernel gives to no connection: it is taken seconds later."""
+    while True:
+        port = random.SystemRandom().randint(*PORTS)  # hypothesis seeds the other one, for all
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def is_predict(process: psutil.Process) -> bool:
@@ -169,7 +173,8 @@ def start_line(
     with (logs / "stdout").open("wb") as out, (logs / "stderr").open("wb") as err:
         process = subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder or logs,
-            env=environment(JOB=str(logs), **more), start_new_session=True, preexec_fn=preexec,
+            env=environment(JOB=str(logs), MASTER_PORT=str(free_port()), **more), start_new_session=True,
+            preexec_fn=preexec,
         )  # fmt: skip
     return Job(process.pid, process.wait, logs)
 
