@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn import functional
 
+from lora_clip.pixels.progressive import coarse
 from lora_clip.types import PreprocessSpec
 
 MAX_PIXELS = 2 * 89_478_485
@@ -54,6 +55,10 @@ OVERSAMPLING = 2
 """How many pixels a scaled decode leaves, along an edge, for one of the resized image."""
 
 
+QUARTER = 4
+"""From so many times what is enough on, libjpeg decodes at a quarter of the size or less."""
+
+
 class ImageError(ValueError):
     """An image that cannot become pixels, with the reason; it costs one reject."""
 
@@ -62,7 +67,7 @@ def prepare(data: bytes, spec: PreprocessSpec, out_CHW: torch.Tensor, decoding: 
     """Image bytes into their place in a batch, uint8 (C, crop height, crop width); returns the image's (height, width).
 
     With `fast` a JPEG much larger than the model's input is decoded at a part of its size, which libjpeg does by
-    transforming fewer coefficients of each block. Raises ImageError.
+    transforming fewer coefficients of each block; of a progressive one those are not read either. Raises ImageError.
     """
     least = enough(spec.resize) if decoding == FAST else (0, 0)
     turn = orientation(data) if spec.orientation == EXIF else UPRIGHT
@@ -133,6 +138,8 @@ def _decode_jpeg(data: bytes, least: tuple[int, int]) -> tuple[np.ndarray, tuple
         if colorspace not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
             return None
         scaled = {"min_height": least[0], "min_width": least[1], "min_factor": 2} if any(least) else {}
+        if scaled and height >= QUARTER * least[0] and width >= QUARTER * least[1]:
+            data = coarse(data)
         return simplejpeg.decode_jpeg(data, "RGB", **scaled), (height, width)
     except ValueError:
         return None
