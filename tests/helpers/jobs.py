@@ -39,6 +39,7 @@ PATIENCE = 120.0
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PORTS = (15_000, 31_000)
 """Below those of which Linux takes one for a connection that is begun."""
+MAIN = str(PROJECT / "src" / "lora_clip" / "__main__.py")
 NURSERY = Path(__file__).with_name("nursery.py")
 
 
@@ -179,12 +180,14 @@ def start_line(
     return Job(process.pid, process.wait, logs)
 
 
-def lora_clip(*words: object, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    """A sub-command, as a user types it, to its end."""
-    line, patience = [*COMMAND, *map(str, words)], 2 * PATIENCE
-    return subprocess.run(
-        line, capture_output=True, text=True, cwd=folder, env=environment(**more), timeout=patience, check=False
-    )
+def lora_clip(
+    *words: object, folder: Path | None = None, cold: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """A sub-command, as a user types it, to its end; `cold`: by a new Python, which reads its environment anew."""
+    line = [*COMMAND, *map(str, words)]
+    job = start_line(line, more, folder) if cold else nursery().start_script([MAIN, *line[3:]], 1, folder, more)
+    outcome = job.wait(2 * PATIENCE)
+    return subprocess.CompletedProcess(line, outcome.status, outcome.stdout, outcome.stderr)
 
 
 def predict(*overrides: object, **options: Any) -> Outcome:
