@@ -75,7 +75,9 @@ def test_a_hugging_face_dataset_by_its_name_is_cut_and_resumed_from_the_cache_al
     given = ("embed", f"output_dir={output}", "data=hf", "data.hf=org/name:train", *SMALL, "trainer.accelerator=cpu")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(root), "HF_TOKEN": "hf_secret"}
     for more in (("data.limit=32",), ()):
-        done = lora_clip(*given, *more, cold=True, **variables)  # the hub is asked as its library was imported
+        done = lora_clip(
+            *given, *more, folder=None, cold=True, **variables
+        )  # the hub is asked as its library was imported
         assert done.returncode == 0, done.stdout + done.stderr
         hub.cache(root, "org/name", {"data/train-00000-of-00001.parquet": b"another commit"}, "c" * 40)
     check_layout(output, rows=IMAGES - 1, rejects=1)
@@ -84,5 +86,5 @@ def test_a_hugging_face_dataset_by_its_name_is_cut_and_resumed_from_the_cache_al
     assert inputs.count(f"hf://datasets/org/name@{hub.COMMIT}/data/") == 2 and "c" * 40 not in inputs
     texts = [path.read_text(errors="replace") for path in output.rglob("*.json*") if path.is_file()]
     assert not any("hf_secret" in text for text in [*texts, done.stdout, done.stderr])
-    verified = lora_clip("verify", output, folder=None, **variables)
+    verified = lora_clip("verify", output, folder=None, cold=True, **variables)
     assert verified.returncode == 0 and "note:" not in verified.stdout, verified.stdout + verified.stderr
