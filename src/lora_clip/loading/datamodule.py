@@ -32,7 +32,7 @@ from lora_clip.loading.queue import AgainFirst, SharedQueue, WorkQueue
 from lora_clip.loading.ring import Ring
 from lora_clip.loading.stages import Stage
 from lora_clip.loading.survive import Remains, SurvivingBatches
-from lora_clip.output.share import Heartbeat, Share
+from lora_clip.output.share import Share, keep_beating
 from lora_clip.pixels import nvjpeg
 from lora_clip.pixels.decode import EXACT, GPU
 from lora_clip.sources.base import Source
@@ -80,7 +80,7 @@ class PixelDataModule(LightningDataModule):
         self.plan, self._counters, self._served = deal(self.plan)
         if self.plan.share is not None and self.trainer is not None:
             self._share = self.plan.share.rank(self.trainer.global_rank)
-            self._heartbeat = Heartbeat(self._share)  # before there is a worker that claims anything
+            keep_beating(self._share)
         if isinstance(self._counters, Store) and self._lost is not None:
             assert self.trainer is not None
             self._company = Company(self._counters, self.trainer.global_rank, self.trainer.world_size, self._lost)

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
@@ -206,21 +207,16 @@ class Share:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-class Heartbeat:
-    """Tells, on a thread, that a member lives, as long as its process does."""
+def keep_beating(share: Share) -> None:
+    """Tell, on a thread, that a member lives, as long as its process does."""
 
-    def __init__(self, share: Share) -> None:
-        self._share, self._stopped = share, threading.Event()
-        share.beat()
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+    def beat() -> None:
+        while True:
+            share.beat()
+            time.sleep(share.seconds / BEATS)
 
-    def _beat(self) -> None:
-        while not self._stopped.wait(self._share.seconds / BEATS):
-            self._share.beat()
-
-    def stop(self) -> None:
-        """Tell nothing more."""
-        self._stopped.set()
+    share.beat()  # before anything is claimed
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
 
 
 def unit_of(work: WorkRange) -> str:
