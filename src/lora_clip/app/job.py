@@ -34,11 +34,9 @@ from lora_clip.models.module import EmbeddingModule
 from lora_clip.models.proof import Proof
 from lora_clip.monitor import clock
 from lora_clip.monitor.callback import Monitor
-from lora_clip.monitor.progress import clear_jobs
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
 from lora_clip.output.notes import farthest_decoding, lowest_proof, read_notes, take_notes
 from lora_clip.output.session import OutputSession
-from lora_clip.output.share import RANKS
 from lora_clip.output.verify import Verdict
 from lora_clip.output.writer import EmbeddingWriter
 from lora_clip.pixels import nvjpeg
@@ -191,7 +189,7 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
         if verdict.sound:
             embedded = job.plan.images_each[number] > 0
             record(one, verdict, run_record, partial(adapter_of, number, one, embedder), embedded, small)
-            close_share(one)
+            one.session.close_share()
     roots = [one.output.root for one in job.surveys]
     if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
         print(*notes, sep="\n")
@@ -227,13 +225,6 @@ def record(
         write_report(root, small)
     else:
         upgrade_manifest(root)
-
-
-def close_share(one: Survey) -> None:
-    """Clear away what jobs that shared an output have told one another; the last figures of dead ones too."""
-    if (share := one.session.share) is not None:
-        clear_jobs(one.output.root, lambda job: share.lives(job * RANKS))
-        one.session.close_share()
 
 
 def closing(roots: Sequence[Path], job: Job, verdicts: Sequence[Verdict]) -> str:

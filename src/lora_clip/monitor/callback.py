@@ -21,7 +21,7 @@ from lora_clip.monitor.bar import INTERVAL, Bar
 from lora_clip.monitor.logs import LoggedFigures
 from lora_clip.monitor.meter import Machine, Meter
 from lora_clip.monitor.processes import Processes
-from lora_clip.monitor.progress import Counters, Progress, clear_jobs
+from lora_clip.monitor.progress import Counters, Progress
 from lora_clip.monitor.timeline import Timeline
 from lora_clip.types import PixelBatch
 
@@ -50,7 +50,6 @@ class Monitor(Callback):
     def clear(self, outputs: Iterable[int]) -> None:
         """Forget an earlier run's counters, and the timelines of outputs that get new ones; before any rank begins."""
         self.progress.clear()
-        clear_jobs(self.roots[0])
         for output in outputs:
             timeline.clear(self.roots[output])
 
@@ -62,6 +61,8 @@ class Monitor(Callback):
         """Say what will be done, start the clock, the bar and the watch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.machine = Machine.under(trainer)
+        if (share := data.plan.share) is not None:
+            self.progress = Progress(self.roots[0], share.job)
         if trainer.is_global_zero:
             if self.opening is not None:
                 print(self.opening(), flush=True)
@@ -71,9 +72,7 @@ class Monitor(Callback):
         assert self._processes is not None
         self._meter = Meter(trainer.strategy.root_device, self._writer, self._processes)
         rank, roots = trainer.global_rank, [self.roots[output] for output in sorted(data.plan.needed)]
-        number = rank
-        if (share := data.plan.share) is not None:
-            number, self.progress = share.rank(rank).me, Progress(self.roots[0], share.job)
+        number = rank if share is None else share.rank(rank).me
         lines = [Timeline(root, number, data.num_workers) for root in roots]
         self._watch = Watch(rank, trainer.world_size, self._meter, self.progress, lines, self._bar)
         self._watch.start()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+
+from lora_clip.output.share import FOLDER
 
 UNKNOWN = float("nan")
 
@@ -73,14 +75,22 @@ ROW = struct.Struct(f"<{len(fields(Counters))}d")
 
 
 class Progress:
-    """The file of counters, one row a rank; each of several `job`s that share an output has one."""
+    """The file of counters, one row a rank.
+
+    Each of several jobs that share an output has one, in the folder that goes when all is finished: what was seen last
+    is remembered.
+    """
 
     def __init__(self, output_dir: Path, job: int | None = None) -> None:
-        self.path = output_dir / (".progress" if job is None else f".progress-{job:05d}")
+        self.path = output_dir / ".progress" if job is None else output_dir / FOLDER / f"progress-{job:05d}"
+        self._shared = job is not None
+        self._seen: list[Counters] = []
+        self._written: dict[int, Counters] = {}
         self._others: dict[Path, list[Counters]] = {}
 
     def write(self, rank: int, counters: Counters) -> None:
         """Replace a rank's row. Raises OSError."""
+        self._written[rank] = counters
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.pwrite(descriptor, ROW.pack(*astuple(counters)), rank * ROW.size)
@@ -89,28 +99,25 @@ class Progress:
 
     def read(self, ranks: int = 0) -> list[Counters]:
         """The rows by rank; of `ranks` ranks, those that have told nothing yet have counted nothing."""
-        rows = _rows(self.path)
-        return rows + [Counters() for _ in range(ranks - len(rows))]
+        self._seen = _rows(self.path) or self._seen
+        known = dict(enumerate(self._seen)) | self._written
+        return [known.get(rank, Counters()) for rank in range(max([ranks, *(rank + 1 for rank in known)]))]
 
     def read_all(self, ranks: int = 0) -> list[Counters]:
         """The same, and then the rows of other jobs that share the output, as they were last seen.
 
         All are marked as ended: a rank of theirs that is idle is told by them.
         """
-        for path in sorted({*self.path.parent.glob(".progress-*")} - {self.path}):
+        others = self.path.parent.glob("progress-*") if self._shared else ()
+        for path in sorted({*others} - {self.path}):
             self._others[path] = [replace(row, ended=1) for row in _rows(path)] or self._others.get(path, [])
         return [*self.read(ranks), *(row for rows in self._others.values() for row in rows)]
 
     def clear(self) -> None:
-        """Forget an earlier run's rows."""
-        self.path.unlink(missing_ok=True)
-
-
-def clear_jobs(output_dir: Path, lives: Callable[[int], bool] = lambda job: False) -> None:
-    """Forget what jobs that do not live any more have counted."""
-    for path in output_dir.glob(".progress-*"):
-        if not lives(int(path.name.rpartition("-")[2])):
-            path.unlink(missing_ok=True)
+        """Forget an earlier run's rows; those of jobs that share an output stay for the others to see."""
+        if not self._shared:
+            self.path.unlink(missing_ok=True)
+            self._seen, self._written = [], {}
 
 
 def _rows(path: Path) -> list[Counters]:
