@@ -24,9 +24,12 @@ class FreshProcessLauncher(Launcher):
         from lora_clip.app import sweep
         from lora_clip.app.mistakes import without_own_model
         from lora_clip.errors import ConfigError, LoraClipError
+        from lora_clip.io.addresses import is_remote
 
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise ConfigError("a sweep starts its own processes: type lora-clip embed -m trainer.devices=N … instead")
+        if is_remote(str(self.config.output_dir)):
+            raise ConfigError("a sweep compares its points in a folder: give a local output_dir")
         configs = self._checked(job_overrides)
         typed = without_own_model(job_overrides)
         points = [

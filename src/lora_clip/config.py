@@ -244,9 +244,10 @@ class Config:
     embed: Annotated[Embedded, "what is embedded; [image,text]: captions too, into text_emb/"] = field(
         default_factory=lambda: ["image"]
     )
-    output_dir: Annotated[Folder, "where the embeddings go; in a sweep each point gets a folder of its own below"] = (
-        "outputs"
-    )
+    output_dir: Annotated[
+        Folder,
+        "where the embeddings go, or s3://…: docs/remote.md; in a sweep each point gets a folder of its own below",
+    ] = "outputs"
     resume: Annotated[Flag, "do only what is missing; false: discard what output_dir holds and begin anew"] = True
     share: Annotated[
         Flag, "true: several jobs may write to output_dir at once, and share the work; each is started with it"

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.children import in_child
+from helpers.commits import files_of, write
 from helpers.plans import not_counted, shard
 from lora_clip.errors import OutputError, StorageError
 from lora_clip.io import exclusive
@@ -33,11 +33,10 @@ from lora_clip.output.share import COUNT, RANKS, Share
 from lora_clip.output.sharing import DoneByAnotherError, SharedStore, finish_all, finish_shard, take_part
 from lora_clip.output.store import Store
 from lora_clip.sources.base import Shard
-from lora_clip.types import UNCOUNTED, ImageRow, Reject, WorkRange
+from lora_clip.types import UNCOUNTED, WorkRange
 
 SILENT = 1000.0
 """Seconds: nobody is given up in the time of a test unless it is made older."""
-WIDTH = 4
 
 
 @pytest.fixture(autouse=True)
@@ -244,27 +243,6 @@ def test_a_shard_is_counted_by_one_of_all(tmp_path: Path) -> None:
 
 
 # --- Commits -----------------------------------------------------------------------------------------------------
-
-
-def write(store: Store, work: WorkRange, seed: int = 0) -> None:
-    if isinstance(store, SharedStore):
-        store.share.claim(work.shard, f"{seed}")  # as a worker does before it reads anything
-    vectors_ND = np.random.default_rng((seed, *work)).normal(size=(work.stop - work.start - 1, WIDTH))
-    vectors_ND = (vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)).astype(np.float32)
-    rows = [
-        ImageRow(f"{at}.jpg", str(at), work.shard, at, 1, 1, None, None, None)
-        for at in range(work.start + 1, work.stop)
-    ]
-    rejects = [Reject(work.shard, work.start, str(work.start), "decode", "broken")]
-    store.write(0, work, False, vectors_ND, rows, rejects)
-
-
-def files_of(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for kind in ("img_emb", "metadata", "rejects")
-        for path in sorted((root / kind).glob("*"))
-    }
 
 
 def test_of_two_that_do_the_same_range_one_counts(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from lora_clip.models.module import EmbeddingModule
 from lora_clip.models.proof import Proof
 from lora_clip.monitor import clock
 from lora_clip.monitor.callback import Monitor
+from lora_clip.output.bucket_session import BucketSession
 from lora_clip.output.manifest import build_manifest, read_manifest, upgrade_manifest, write_manifest
 from lora_clip.output.notes import farthest_decoding, lowest_proof, read_notes, take_notes
 from lora_clip.output.session import OutputSession
@@ -76,8 +77,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
         launch.predict(trainer, embedder, data)
         return
     with ExitStack() as stack:
-        seconds = sharing(config, outputs)
-        sessions = [(one, stack.enter_context(OutputSession(one.root, config.resume, seconds))) for one in outputs]
+        sessions = [(one, stack.enter_context(session)) for one, session in open_sessions(config, outputs, trainer)]
         job = plan(config, sessions, source, spec, settings)
         if job.plan.images or launch.torchrun_shape():
             compiled, said = compilation(config.model.compile, job, trainer)
@@ -91,6 +91,20 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
         finish(job.counted(source), monitor, embedder, started, full=config.verify == FULL)
         if config.index:
             print(*map(add_index, roots), sep="\n", flush=True)
+
+
+def open_sessions(
+    config: DictConfig, outputs: Sequence[Output], trainer: pl.Trainer
+) -> list[tuple[Output, OutputSession]]:
+    """A session for each output. Raises ConfigError where it cannot be had."""
+    if not outputs[0].address:
+        seconds = sharing(config, outputs)
+        return [(one, OutputSession(one.root, config.resume, seconds)) for one in outputs]
+    if trainer.num_nodes > 1:
+        raise ConfigError("an output in a bucket takes no nodes that meet: start a job on each machine, they share it")
+    (one,) = outputs
+    config.share = True
+    return [(one, BucketSession(one.root, one.address, config.resume, float(config.share_seconds)))]
 
 
 def sharing(config: DictConfig, outputs: Sequence[Output]) -> float | None:
@@ -188,16 +202,18 @@ def finish(job: Job, monitor: Monitor, embedder: EmbeddingModule, started: float
     for number, (one, verdict) in enumerate(zip(job.surveys, verdicts, strict=True)):
         if verdict.sound:
             embedded = job.plan.images_each[number] > 0
-            record(one, verdict, run_record, partial(adapter_of, number, one, embedder), embedded, small)
+            report = one.session.fetch_for_report()
+            record(one, verdict, run_record, partial(adapter_of, number, one, embedder), embedded, small, report)
+            one.session.publish()
             one.session.close_share()
-    roots = [one.output.root for one in job.surveys]
+    places = [one.output.place for one in job.surveys]
     if not job.plan.counted and (notes := summary.input_notes(job.inventory)):
         print(*notes, sep="\n")
     if note := summary.announced_note(job.inventory):
         print(note)
-    if unsound := [_unsound(root, found) for root, found in zip(roots, verdicts, strict=True) if found.problems]:
+    if unsound := [_unsound(place, found) for place, found in zip(places, verdicts, strict=True) if found.problems]:
         raise OutputError("\n".join(unsound))
-    print(closing(roots, job, verdicts), flush=True)
+    print(closing([one.output.root for one in job.surveys], job, verdicts, places), flush=True)
     images = job.plan.images if job.plan.counted else sum(rank.images for rank in ranks)
     if (rejects := int(sum(rank.rejects for rank in ranks))) > (allowed := job.max_reject_fraction * images):
         raise TooManyRejectsError(
@@ -213,6 +229,7 @@ def record(
     adapter: Callable[[], AdapterSummary | None],
     embedded: bool,
     small: Small | None = None,
+    report: bool = True,
 ) -> None:
     """Write an output's manifest and report; those of one that nothing was added to stay as they are.
 
@@ -222,15 +239,16 @@ def record(
     if embedded or read_manifest(root) is None:
         of_output = (one.fingerprint, one.output.checkpoint, verdict, run_record, adapter())
         write_manifest(root, build_manifest(*of_output, lowest_proof(root), farthest_decoding(root)))
-        write_report(root, small)
+        if report:
+            write_report(root, small)
     else:
         upgrade_manifest(root)
 
 
-def closing(roots: Sequence[Path], job: Job, verdicts: Sequence[Verdict]) -> str:
+def closing(roots: Sequence[Path], job: Job, verdicts: Sequence[Verdict], places: Sequence[str]) -> str:
     """What was done, and what to type next."""
     if len(roots) == 1:
-        return summary.closing(roots[0], job.plan, verdicts[0])
+        return summary.closing(roots[0], job.plan, verdicts[0], places[0])
     return summary.closing_of_several(roots, job.plan, verdicts)
 
 
@@ -239,10 +257,10 @@ def _adapter_on_disk(checkpoint: Checkpoint) -> AdapterSummary | None:
     return summarise(find_family(checkpoint.base_folder), checkpoint)
 
 
-def _unsound(root: Path, verdict: Verdict) -> str:
+def _unsound(place: str, verdict: Verdict) -> str:
     listed = "\n".join(f"  {problem}" for problem in verdict.problems[:10])
     more = f"\n  … and {len(verdict.problems) - 10} more" if len(verdict.problems) > 10 else ""
     return (
-        f"{root} is not complete and sound:\n{listed}{more}\nType the same command again for what is missing; "
+        f"{place} is not complete and sound:\n{listed}{more}\nType the same command again for what is missing; "
         "for files that changed, delete them first"
     )

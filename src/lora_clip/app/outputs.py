@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +13,15 @@ from omegaconf import DictConfig
 
 from lora_clip.config import read
 from lora_clip.errors import ConfigError, ModelError, OutputError
+from lora_clip.io.addresses import is_remote, redacted, scheme_of
 from lora_clip.models.base import find_family
 from lora_clip.models.checkpoint import Checkpoint, find_checkpoint
 from lora_clip.output.provenance import read_fingerprint
 from lora_clip.types import PreprocessSpec
 
+WRITTEN = ("s3", "gs", "memory")
+"""Schemes of buckets in which objects can be made once."""
+SCRATCH = "LORA_CLIP_SCRATCH"
 BASE = "base"
 """The name of the output of the base model alone."""
 Adapter = str | Mapping[str, float] | None
@@ -31,6 +37,12 @@ class Output:
     name: str
     root: Path
     checkpoint: Checkpoint
+    address: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where the output is, as a person is told."""
+        return redacted(self.address) or str(self.root)
 
 
 def find_outputs(config: DictConfig) -> list[Output]:
@@ -38,7 +50,10 @@ def find_outputs(config: DictConfig) -> list[Output]:
 
     Raises ConfigError, ModelError, AdapterError or OutputError.
     """
-    root, adapters = Path(config.output_dir).expanduser(), read(config, "model.adapter")
+    adapters = read(config, "model.adapter")
+    if is_remote(config.output_dir):
+        return [_in_bucket(config, adapters)]
+    root = Path(config.output_dir).expanduser()
     if not isinstance(adapters, list):
         return [Output("", root, find_checkpoint(config.model.base, adapters))]
     names = names_of(adapters)
@@ -46,6 +61,33 @@ def find_outputs(config: DictConfig) -> list[Output]:
         raise OutputError(f"{root} is an output itself; those of several adapters go below: give another output_dir")
     checkpoints = find_checkpoints(config.model.base, adapters)
     return [Output(name, root / name, one) for name, one in zip(names, checkpoints, strict=True)]
+
+
+def _in_bucket(config: DictConfig, adapters: Adapter | list[Adapter]) -> Output:
+    """The output behind an address, which several jobs may always share. Raises ConfigError for what it cannot have."""
+    address = str(config.output_dir)
+    if scheme_of(address) not in WRITTEN:
+        known = ", ".join(f"{scheme}://" for scheme in WRITTEN)
+        raise ConfigError(f"output_dir={redacted(address)}: outputs go to a folder, or to {known}")
+    if isinstance(adapters, list):
+        raise ConfigError(f"output_dir={redacted(address)} takes one adapter: start a job for each of model.adapter")
+    if config.index or config.get("logger") is not None:
+        raise ConfigError(
+            f"output_dir={redacted(address)} is a bucket: index=false and logger=null there; copy the output to a "
+            "folder when it is finished, and type lora-clip index"
+        )
+    return Output("", scratch_folder(), find_checkpoint(config.model.base, adapters), address)
+
+
+def scratch_folder() -> Path:
+    """The folder in which this job's ranks, on one machine, keep what they are about to put into a bucket."""
+    if SCRATCH not in os.environ:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # its ranks are brothers
+            name = f"lora-clip-{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        else:
+            name = f"lora-clip-{os.getpid()}-{os.urandom(4).hex()}"
+        os.environ[SCRATCH] = str(Path(tempfile.gettempdir()) / name)
+    return Path(os.environ[SCRATCH])
 
 
 def require_texts(outputs: Sequence[Output]) -> None:

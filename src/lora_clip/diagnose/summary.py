@@ -15,6 +15,7 @@ import torch
 from lora_clip.diagnose import figures
 from lora_clip.diagnose.bottleneck import diagnose
 from lora_clip.inspection import rejects
+from lora_clip.io.addresses import is_remote
 from lora_clip.loading.plan import Inventory, Plan
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.checkpoint import Checkpoint
@@ -220,12 +221,15 @@ def bottleneck_of(settings: Settings, ranks: Sequence[Counters], machine: Machin
     return diagnose(figures.gather(ranks, machine, *how))
 
 
-def closing(root: Path, plan: Plan, verdict: Verdict) -> str:
+def closing(root: Path, plan: Plan, verdict: Verdict, place: str | None = None) -> str:
     """What was done, and what to type next."""
     manifest = read_manifest(root) or {}
     lines = ["nothing is missing"] if plan.images == 0 else _of_run(manifest.get("run") or {})
     lines.append(f"verified: {counts(verdict)}{unread(verdict)}")
     lines += [f"  {reason.count:,} rejected: {reason.text}" for reason in rejects.collect(root)[:REASONS_SHOWN]]
+    if place is not None and is_remote(place):
+        hint = "look at:  copy it to a folder first (aws s3 sync, gcloud storage rsync)"
+        return "\n".join([*lines, f"output:   {place}", hint])
     lines += [f"output:   {root}", f"look at:  {root / 'report.html'}"]
     lines += [f"prove:    {command('verify', root.absolute())}"]
     lines += [f"search:   {command('search', root.absolute(), 'a red apple')}"]

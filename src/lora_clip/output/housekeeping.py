@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_clip.io.atomic import leftovers, make_folder, storage_error, sync_folder
+from lora_clip.output.board import FOLDER
 from lora_clip.output.layout import COMMIT_ORDER, SUFFIXES, Layout
 from lora_clip.output.ledger import CommittedRange, covers, prefix, work_of
-from lora_clip.output.share import FOLDER
 from lora_clip.output.sharing import dissolve
 from lora_clip.output.snapshot import Snapshot
 from lora_clip.output.store import Store
@@ -38,12 +38,12 @@ def recover(store: Store, targets: Mapping[int, int], before: Snapshot | None = 
         for entry in short:
             _reopen(store, entry)
         now = store.snapshot() if short else before
-        orphans = _orphans(now)
-        for path in orphans:
+        left = orphans(now)
+        for path in left:
             path.unlink()
     except OSError as error:
         raise storage_error(store.root, error) from error
-    return store.snapshot() if orphans else now
+    return store.snapshot() if left else now
 
 
 def _withdraw_manifest(layout: Layout) -> None:
@@ -63,7 +63,7 @@ def _reopen(layout: Layout, entry: CommittedRange) -> None:
             final.replace(work)
 
 
-def _orphans(now: Snapshot) -> list[Path]:
+def orphans(now: Snapshot) -> list[Path]:
     """Files of ours that nothing accounts for: of a commit that was cut off, or temporary."""
     root = now.layout.root
     claimed = {

@@ -106,6 +106,11 @@ class Ledger:
         return (*now.ranges, *_parse_lines(last))  # the last one may still be growing
 
 
+def parse(text: bytes) -> _Parsed:
+    """What whole lines tell."""
+    return _Parsed(len(text), tuple(_parse_lines(text)), tuple(_parse_counted(text)))
+
+
 def _parse_counted(text: bytes) -> Iterator[Mapping[str, Any]]:
     return (json.loads(line)["counted"] for line in text.splitlines() if line.startswith(COUNTED) and _is_json(line))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def read_fingerprint(root: Path) -> dict[str, Any] | None:
 
 def require_fingerprint(root: Path) -> dict[str, Any]:
     """The fingerprint of an output. Raises OutputError where `root` holds none, naming those that lie below it."""
+    if re.match(r"[a-z0-9]{2,}:/", str(root)):
+        raise OutputError(
+            f"{str(root).replace(':/', '://')}: an output is read from a folder: copy it first, as in "
+            "aws s3 sync s3://BUCKET/EMB EMB, and give that one"
+        )
     found = read_fingerprint(root)
     if found is None and (below := sorted(path.parent.name for path in root.glob("*/fingerprint.json"))):
         raise OutputError(

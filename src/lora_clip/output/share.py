@@ -17,22 +17,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lora_clip.io.atomic import write_text
-from lora_clip.io.exclusive import create_new
+from lora_clip.output.board import FOLDER, Board
 from lora_clip.output.ledger import CommittedRange, line_of, range_of
 from lora_clip.types import WorkRange
 
-FOLDER = "shared"
-GONE = f".{FOLDER}-"
 COUNT, FINISH = "count", "finish"
 DONE, FINISHED = ".done", ".finished"
 RANKS = 10_000
@@ -44,30 +39,28 @@ PATIENCE_WITH_COUNTING = 10
 
 
 class Share:
-    """The folder `shared/` of the output in `root`, as its member `me` sees it.
+    """The folder `shared/` of the output in `root`, or another `board`, as its member `me` sees it.
 
     Members that have not been heard of for `seconds`, by the file system's own clock, are given up. When the last of
     the work is done the folder goes, and with it whatever somebody who comes too late would say in it: every method
     takes that for an answer, and none makes the folder anew.
     """
 
-    def __init__(self, root: Path, seconds: float, me: int = 0) -> None:
+    def __init__(self, root: Path, seconds: float, me: int = 0, board: Board | None = None) -> None:
         self.root, self.seconds, self.me = root, seconds, me
         self.folder = root / FOLDER
-        self._members: dict[Path, int] = {}
+        self.board = board or Board(self.folder)
+        self._members: dict[str, int] = {}
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Make the folder; for a job that is alone. Raises StorageError."""
-        (self.folder / "members").mkdir(parents=True)
-        write_text(self.folder / "share.json", json.dumps(about))
+        self.board.begin()
+        self.board.make("share.json", json.dumps(about).encode())
 
     @property
     def about(self) -> dict[str, Any] | None:
         """What `begin` was given; None where no work is shared."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / "share.json").read_text())
-        except FileNotFoundError:
-            return None
+        found: dict[str, Any] | None = _json(self.board.read("share.json"))
         return found
 
     @property
@@ -78,58 +71,45 @@ class Share:
     @property
     def is_over(self) -> bool:
         """Whether all is done, and the folder gone."""
-        return not self.folder.is_dir()
+        return self.board.is_over
 
     def join(self) -> None:
         """Become the first rank of a new job. Raises FileNotFoundError where the share is over."""
         self.seconds = (self.about or {}).get("seconds", self.seconds)
-        self.me = next(job * RANKS for job in count() if create_new(self._member(job * RANKS), b"", durable=False))
+        members = (job * RANKS for job in count())
+        self.me = next(one for one in members if self.board.make(_member(one), _unique(), durable=False))
 
     def rank(self, rank: int) -> Share:
         """The share as another rank of this job sees it."""
-        return Share(self.root, self.seconds, self.job * RANKS + rank)
+        return Share(self.root, self.seconds, self.job * RANKS + rank, self.board)
 
     def beat(self) -> None:
         """Tell that this member lives."""
-        if not self.is_over:
-            with suppress(OSError):
-                self._member(self.me).touch()
+        with suppress(OSError):  # the next beat may succeed
+            if not self.is_over:
+                self.board.touch(_member(self.me))
 
     def leave(self) -> None:
         """Tell that no rank of this job will do anything any more."""
-        for path in (self.folder / "members").glob(f"{self.job:05d}*"):
-            path.unlink(missing_ok=True)
+        for name in self.board.names("members"):
+            if name.startswith(f"{self.job:05d}"):
+                self.board.remove(f"members/{name}")
 
     def lives(self, member: int) -> bool:
         """Whether a member was heard of. Both times are the file system's: clocks of machines differ."""
-        try:
-            heard = self._member(member).stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return self._now() - heard < self.seconds
+        heard = self.board.heard(_member(member))
+        return heard is not None and self._now() - heard < self.seconds
 
     def _now(self) -> float:
-        try:
-            return self._member(self.me).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-
-    def _member(self, member: int) -> Path:
-        return self.folder / "members" / f"{member:09d}"
-
-    def _of(self, shard: int) -> Path:
-        return self.folder / f"{shard:06d}"
+        return self.board.heard(_member(self.me)) or 0.0
 
     def look(self, shard: int) -> Collection[str]:
         """The names of what was said of a shard."""
-        try:
-            return {entry.name for entry in os.scandir(self._of(shard))}
-        except FileNotFoundError:
-            return ()
+        return self.board.names(_of(shard))
 
     def is_finished(self, shard: int) -> bool:
         """Whether a shard's files are in their final folders."""
-        return self._of(shard).with_suffix(FINISHED).exists() or self.is_over
+        return self.board.exists(_of(shard) + FINISHED) or self.is_over
 
     def claim(self, shard: int, unit: str) -> bool:
         """Take something that nobody has taken yet; whether it is this member's now."""
@@ -138,30 +118,32 @@ class Share:
     def take_over(self, shard: int, unit: str, names: Collection[str]) -> bool:
         """Take what nobody has taken, or a member that is given up; `names` are those that `look` has seen."""
         generation = next(number for number in count() if f"{unit}.{number}" not in names)
-        if generation and self._is_held(self._of(shard) / f"{unit}.{generation - 1}"):
+        if generation and self._is_held(f"{_of(shard)}/{unit}.{generation - 1}"):
             return False
         return self._take(shard, f"{unit}.{generation}")
 
-    def _is_held(self, claim: Path) -> bool:
-        try:
-            if claim not in self._members:
-                self._members[claim] = int(claim.read_text())
-            patience = PATIENCE_WITH_COUNTING * self.seconds
-            stuck = claim.name.startswith(COUNT) and self._now() - claim.stat().st_mtime > patience
-        except FileNotFoundError:
-            return True  # the shard is finished: there is nothing to take
+    def _is_held(self, claim: str) -> bool:
+        if claim not in self._members:
+            if (found := self.board.read(claim)) is None:
+                return True  # the shard is finished: there is nothing to take
+            self._members[claim] = int(found.split()[0])
+        if not claim.rpartition("/")[2].startswith(COUNT):
+            return self.lives(self._members[claim])
+        if (heard := self.board.heard(claim)) is None:
+            return True
+        stuck = self._now() - heard > PATIENCE_WITH_COUNTING * self.seconds
         return not stuck and self.lives(self._members[claim])
 
     def _take(self, shard: int, name: str) -> bool:
         if self.is_finished(shard):
             return False
         try:
-            self._of(shard).mkdir(exist_ok=True)
-            taken = create_new(self._of(shard) / name, str(self.me).encode(), durable=False)
+            self.board.make_room(_of(shard))
+            taken = self.board.make(f"{_of(shard)}/{name}", f"{self.me} ".encode() + _unique(), durable=False)
         except FileNotFoundError:
             return False
         if self.is_finished(shard):  # that is said before a shard's folder goes, and so before it was made anew here
-            shutil.rmtree(self._of(shard), ignore_errors=True)
+            self.board.clear(_of(shard))
             return False
         return taken
 
@@ -171,10 +153,7 @@ class Share:
 
     def counted(self, shard: int) -> dict[str, Any] | None:
         """What was told of a shard; None as long as nobody has."""
-        try:
-            found: dict[str, Any] = json.loads((self._of(shard) / COUNT).read_text())
-        except FileNotFoundError:
-            return None
+        found: dict[str, Any] | None = _json(self.board.read(f"{_of(shard)}/{COUNT}"))
         return found
 
     def commit(self, entry: CommittedRange) -> bool:
@@ -185,38 +164,55 @@ class Share:
 
     def _say(self, shard: int, name: str, record: Mapping[str, Any]) -> bool:
         try:
-            return create_new(self._of(shard) / name, json.dumps(record).encode())
+            return self.board.make(f"{_of(shard)}/{name}", json.dumps(record).encode())
         except FileNotFoundError:
             return False
 
     def committed(self, shard: int) -> list[CommittedRange]:
         """The ranges of a shard that are done, as long as it is not finished."""
-        return list(_ranges_in(self._of(shard)))
+        names = sorted(name for name in self.look(shard) if name.endswith(DONE))
+        found = (self.board.read(f"{_of(shard)}/{name}") for name in names)
+        return [range_of(json.loads(line)) for line in found if line is not None]
 
     def finish(self, shard: int) -> None:
         """Say that a shard's files are in their final folders."""
         with suppress(FileNotFoundError):
-            create_new(self._of(shard).with_suffix(FINISHED), b"", durable=False)
-            shutil.rmtree(self._of(shard), ignore_errors=True)
+            self.board.make(_of(shard) + FINISHED, b"", durable=False)
+            self.board.clear(_of(shard))
 
     def end(self) -> None:
-        """Remove the folder, in one step for those who look, and what an earlier one that was killed here has left."""
-        with suppress(FileNotFoundError):
-            self.folder.rename(self.root / f"{GONE}{os.urandom(4).hex()}")
-        for gone in self.root.glob(f"{GONE}*"):
-            shutil.rmtree(gone, ignore_errors=True)
+        """Clear everything away, in one step for those who look."""
+        self.board.end()
 
 
-def keep_beating(share: Share) -> None:
-    """Tell, on a thread, that a member lives, as long as its process does."""
+def _member(member: int) -> str:
+    return f"members/{member:09d}"
+
+
+def _of(shard: int) -> str:
+    return f"{shard:06d}"
+
+
+def _unique() -> bytes:
+    """What tells who has made a file where the answer got lost."""
+    return os.urandom(8).hex().encode()
+
+
+def _json(text: bytes | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def keep_beating(share: Share) -> threading.Event:
+    """Tell, on a thread, that a member lives, as long as its process does, or until what is returned is set."""
+    stopped = threading.Event()
 
     def beat() -> None:
-        while True:
+        while not stopped.wait(share.seconds / BEATS):
             share.beat()
-            time.sleep(share.seconds / BEATS)
 
     share.beat()  # before anything is claimed
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    return stopped
 
 
 def unit_of(work: WorkRange) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from lora_clip.io.objects import Object
 from lora_clip.output.layout import SUFFIXES, Layout, file_name, range_name
 from lora_clip.output.ledger import CommittedRange, Ledger, by_shard, prefix, prefix_length, work_of
 from lora_clip.output.share import shared_ranges
@@ -23,7 +24,7 @@ class Snapshot:
 
     layout: Layout
     lines: Sequence[CommittedRange]
-    files: Mapping[str, Mapping[str, os.DirEntry[str]]]
+    files: Mapping[str, Mapping[str, os.DirEntry[str] | Object]]
 
     @cached_property
     def kinds(self) -> Sequence[str]:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lora_clip.errors import TooManyRejectsError
 from lora_clip.io.lock import FolderLock
+from lora_clip.output.bucketed import store_of
 from lora_clip.output.ledger import CommittedRange, by_shard, covers, prefix
 from lora_clip.output.sharing import DoneByAnotherError, SharedStore, finish_shard
 from lora_clip.output.store import Store
@@ -191,7 +192,7 @@ def committer_of(plan: Any, root: Path, rank: int, images: int, max_reject_fract
     """What commits a rank's ranges of an output: alone, or as one of several jobs that share the work."""
     if plan.share is None:
         return RangeCommitter(Store(root), rank, plan.targets, images, max_reject_fraction)
-    store = SharedStore(root, plan.share.rank(rank))
+    store = store_of(root, plan.share.rank(rank))
     return CellCommitter(store, store.share.me, plan.targets, images, max_reject_fraction)
 
 
