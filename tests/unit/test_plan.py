@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 
 from helpers.plans import inventory, not_counted, shard
 from lora_clip.errors import ConfigError, DataError
+from lora_clip.loading import plan as plan_module
 from lora_clip.loading.plan import SMALL, Inventory, make_plan, take_inventory
-from lora_clip.sources.base import Shard
+from lora_clip.sources.base import Shard, Source
 from lora_clip.types import UNCOUNTED, RawSample, WorkRange
 
 Runs = dict[int, list[tuple[int, int]]]
@@ -192,3 +195,23 @@ def test_an_input_without_images_is_an_error_that_names_what_was_left_out() -> N
         take_inventory(Listed([0, 0]))
     with pytest.raises(DataError, match=r"image_key leaves out \{'png': 7\}"):
         take_inventory(Masks([]))
+
+
+class Slow:
+    """A source whose listing takes a moment."""
+
+    def shards(self, known: Sequence[Shard]) -> Iterator[Shard]:
+        for id_ in range(3):
+            time.sleep(0.02)
+            yield shard(id_, 4)
+
+
+def test_a_listing_that_takes_long_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_inventory(cast(Source, Slow()))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(plan_module, "LISTED_AFTER", 0.01)
+    monkeypatch.setattr(plan_module, "LISTED_EVERY_WITHOUT_TERMINAL", 0)
+    take_inventory(cast(Source, Slow()))
+    assert "3 shards listed" in capsys.readouterr().err

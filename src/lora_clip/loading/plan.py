@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
-from typing import cast
+from typing import Any, cast
+
+from tqdm import tqdm
 
 from lora_clip.compact import IntMap
 from lora_clip.errors import ConfigError, DataError
@@ -20,6 +23,8 @@ from lora_clip.sources.base import Estimates, EstimatingSource, Shard, Source, c
 from lora_clip.sources.shard_list import ShardList, ShardsById
 from lora_clip.types import UNCOUNTED, WorkRange
 
+LISTED_AFTER, LISTED_EVERY, LISTED_EVERY_WITHOUT_TERMINAL = 3.0, 0.5, 30.0
+"""Seconds: before listing is shown, and between two looks at how far it is."""
 SMALL = 64_000_000
 """Bytes of an input that is counted before work begins: it takes less time than to notice."""
 
@@ -79,7 +84,7 @@ def _count_first(
 ) -> tuple[ShardList, Mapping[int, int], int]:
     """Shards, counted as far as they have to be, what was announced of them, and how many images are known of."""
     shards, found, announced = ShardList(), 0, array("q")
-    for one in listed:
+    for one in _shown(listed):
         if estimates and one.images == UNCOUNTED and (said := estimates.of(one)) is not None:
             announced.extend((one.id, said))
         shards.append(one if limit is None and found else counted(source, one))
@@ -90,6 +95,16 @@ def _count_first(
     if unknown and sum(unknown) <= SMALL:
         shards = ShardList(counted(source, one) for one in shards)
     return shards, IntMap(zip(announced[::2], announced[1::2], strict=True)), found
+
+
+def _shown(listed: Iterable[Shard]) -> Iterator[Shard]:
+    """Shards as they are listed, with a line that counts them where that takes more than a moment."""
+    every = LISTED_EVERY if sys.stderr.isatty() else LISTED_EVERY_WITHOUT_TERMINAL
+    line: Any = tqdm(unit=" shards listed", delay=LISTED_AFTER, mininterval=every, leave=False, file=sys.stderr)
+    with line:
+        for one in listed:
+            line.update()
+            yield one
 
 
 def targets_of(shards: ShardList, limit: int | None) -> Mapping[int, int]:
