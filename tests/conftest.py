@@ -1,7 +1,11 @@
 """What every test may count on."""
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 # With tensors this small, threads cost ten times what they give, and FAISS's spin; before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from helpers.jobs import Job
 
 GPU = pytest.mark.gpu
 NO_GPU = pytest.mark.skip(reason="needs a CUDA device")
@@ -29,3 +36,12 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    """The jobs of a test, none of which outlives it."""
+    started: list[Job] = []
+    yield started
+    for job in started:
+        job.signal_all(signal.SIGKILL)

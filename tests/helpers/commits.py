@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,22 @@ def write(store: Store, work: WorkRange, seed: int = 0) -> None:
     ]
     rejects = [Reject(work.shard, work.start, str(work.start), "decode", "broken")]
     store.write(0, work, False, vectors_ND, rows, rejects)
+
+
+def made_by_threads(make: Callable[[bytes], bool], number: int) -> Counter[bool]:
+    """How often a call to make something succeeds, and fails, where so many threads begin it at the same moment."""
+    start, made = threading.Barrier(number), Counter[bool]()
+
+    def begin(mine: int) -> None:
+        start.wait()
+        made[make(str(mine).encode() * 1000)] += 1
+
+    threads = [threading.Thread(target=begin, args=(mine,)) for mine in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return made
 
 
 def files_of(root: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from helpers.bucket import NAME, Bucket, s3_bucket
@@ -26,15 +24,6 @@ SHARE = ("share_seconds=3", *SLOW)
 def bucket() -> Iterator[Bucket]:
     with s3_bucket() as bucket:
         yield bucket
-
-
-@pytest.fixture
-def jobs() -> Iterator[list[Job]]:
-    """The jobs of a test, none of which outlives it."""
-    started: list[Job] = []
-    yield started
-    for job in started:
-        job.signal_all(signal.SIGKILL)
 
 
 def start(bucket: Bucket, name: str, *typed: object, ranks: int = 1) -> Job:
@@ -124,15 +113,11 @@ def test_of_two_jobs_over_uncounted_shards_one_is_killed(bucket: Bucket, jobs: l
 def test_a_frozen_job_wakes_up_when_others_have_done_its_work(bucket: Bucket, jobs: list[Job]) -> None:
     jobs.append(start(bucket, "frozen"))
     assert wait_for(partial(committed, bucket, "frozen", 2))
-    for process in (frozen := jobs[0].members()):
-        with contextlib.suppress(psutil.Error):
-            process.suspend()
+    jobs[0].freeze()
     jobs.append(start(bucket, "frozen"))
     jobs[1].wait().expect(0)
     check(bucket, "frozen")
-    for process in frozen:
-        with contextlib.suppress(psutil.Error):
-            process.resume()
+    jobs[0].thaw()
     jobs[0].wait().expect(0)
     assert snapshot(download(bucket, "frozen")) == snapshot(uninterrupted(*SLOW))
 

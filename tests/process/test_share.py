@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from helpers.jobs import Job, check_layout, everything, new_folder, nursery, snapshot, start, uninterrupted, wait_for
@@ -18,15 +14,6 @@ IMAGES = 400
 SLOW = ("data.batch_size=4", "data.num_workers=1")
 SHARE = ("share=true", "share_seconds=2", *SLOW)
 """Short enough for a test to wait for; a job that is given up only since the machine is slow costs double work."""
-
-
-@pytest.fixture
-def jobs() -> Iterator[list[Job]]:
-    """The jobs of a test, none of which outlives it."""
-    started: list[Job] = []
-    yield started
-    for job in started:
-        job.signal_all(signal.SIGKILL)
 
 
 def share(output: Path, ranks: int = 1) -> Job:
@@ -87,44 +74,30 @@ def test_all_are_killed_and_one_goes_on_alone(jobs: list[Job]) -> None:
 def test_kills_and_freezes_at_random_moments(seed: int, jobs: list[Job]) -> None:
     chance, output = random.Random(seed), new_folder() / "output"
     jobs += [share(output) for _ in range(2)]
-    frozen: list[psutil.Process] = []
     for _ in range(3):
         wait_for(lambda: cells(output) > chance.randint(0, 12), seconds=chance.uniform(0.5, 4))
         victim = chance.choice(jobs)
         if chance.random() < 0.5:
-            frozen += freeze(victim)
+            victim.freeze()
         else:
             victim.signal_all(signal.SIGKILL)
         jobs.append(share(output))
-    for process in frozen:  # what goes on then has missed a lot
-        with contextlib.suppress(psutil.Error):
-            process.resume()
+    for job in jobs:  # what goes on then has missed a lot
+        job.thaw()
     statuses = [job.wait().status for job in jobs]
     assert statuses[-1] == 0 and set(statuses) <= {0, -signal.SIGKILL}, [job.stderr[-2000:] for job in jobs]
     check(output)
-
-
-def freeze(job: Job) -> list[psutil.Process]:
-    """Stop all processes of a job, and let what shares its work believe that it is dead."""
-    os.kill(job.pid, signal.SIGSTOP)  # at once: looking for the others takes longer than a small job
-    members = job.members()
-    for process in members:
-        with contextlib.suppress(psutil.Error):
-            process.suspend()
-    return members
 
 
 def test_a_frozen_job_is_not_waited_for(jobs: list[Job]) -> None:
     output = new_folder() / "output"
     jobs.append(share(output))
     assert wait_for(lambda: cells(output) >= 2)
-    frozen = freeze(jobs[0])
+    jobs[0].freeze()
     jobs.append(share(output))
     jobs[1].wait().expect(0)
     check(output)
-    for process in frozen:
-        with contextlib.suppress(psutil.Error):
-            process.resume()
+    jobs[0].thaw()
     jobs[0].wait().expect(0)
     check(output)
 
@@ -133,7 +106,7 @@ def test_what_does_not_belong_together_is_refused(jobs: list[Job]) -> None:
     output = new_folder() / "output"
     jobs.append(share(output))
     assert wait_for(lambda: is_shared(output))
-    frozen = freeze(jobs[0])  # it is there as long as the others take
+    jobs[0].freeze()  # it is there as long as the others take
     for typed, said in (
         (("data.limit=20", *SHARE), "data.limit: None there, 20 here"),
         (("share=true", "data.num_workers=1", "data.batch_size=8"), "data.batch_size: 4 there, 8 here"),
@@ -143,8 +116,7 @@ def test_what_does_not_belong_together_is_refused(jobs: list[Job]) -> None:
         assert said in nursery().predict(f"output_dir={output}", *typed).expect(2).stderr
     several = nursery().predict(f"output_dir={new_folder()}", *SHARE, "model.adapter=[null,${demo:adapter}]")
     assert "share=true takes one adapter" in several.expect(2).stderr
-    for process in frozen:
-        process.resume()
+    jobs[0].thaw()
     jobs[0].wait().expect(0)
     check(output)
 

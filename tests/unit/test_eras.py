@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from helpers.bucket import NAME, s3_bucket
-from helpers.commits import files_of, write
+from helpers.commits import files_of, made_by_threads, write
 from lora_clip.app.outputs import find_outputs
 from lora_clip.errors import ConfigError, OutputError
 from lora_clip.io import buckets
@@ -63,19 +63,8 @@ def fresh(root: Path) -> Path:
 
 
 def test_of_many_threads_one_makes_the_object(objects: Objects) -> None:
-    start, made = threading.Barrier(6), Counter[bool]()
-
-    def make(number: int) -> None:
-        start.wait()
-        made[objects.make("a/b", str(number).encode())] += 1
-
-    threads = [threading.Thread(target=make, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == {True: 1, False: 5}
-    assert list(objects.listed("a")) == ["b"] and objects.listed("a")["b"].st_size == 1
+    assert made_by_threads(lambda data: objects.make("a/b", data), 6) == {True: 1, False: 5}
+    assert list(objects.listed("a")) == ["b"] and objects.listed("a")["b"].st_size == 1000
 
 
 def test_a_reply_that_was_lost_is_no_refusal(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.children import in_child
-from helpers.commits import files_of, write
+from helpers.commits import files_of, made_by_threads, write
 from helpers.plans import not_counted, shard
 from lora_clip.errors import OutputError, StorageError
 from lora_clip.io import exclusive
@@ -66,25 +65,14 @@ def joined(root: Path) -> Share:
 def fall_silent(share: Share) -> None:
     """Let a member be one that was not heard of for long."""
     long_ago = time.time() - 2 * SILENT
-    os.utime(share.folder / "members" / f"{share.me:09d}", (long_ago, long_ago))
+    os.utime(share.board.path / "members" / f"{share.me:09d}", (long_ago, long_ago))
 
 
 # --- Made once ---------------------------------------------------------------------------------------------------
 
 
 def test_of_many_threads_one_makes_the_file(tmp_path: Path) -> None:
-    start, made = threading.Barrier(8), Counter[bool]()
-
-    def make(number: int) -> None:
-        start.wait()
-        made[create_new(tmp_path / "file", str(number).encode() * 1000)] += 1
-
-    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == {True: 1, False: 7}
+    assert made_by_threads(lambda data: create_new(tmp_path / "file", data), 8) == {True: 1, False: 7}
     assert len(set((tmp_path / "file").read_text())) == 1
     assert names_in(tmp_path) == ["file"]
 
@@ -120,7 +108,7 @@ def test_what_another_counts_is_waited_for_but_not_for_ever(tmp_path: Path) -> N
     first, second = opened(tmp_path), joined(tmp_path)
     assert first.claim(3, COUNT) and not second.take_over(3, COUNT, second.look(3))
     long_ago = time.time() - 11 * SILENT
-    os.utime(first.folder / "000003" / "count.0", (long_ago, long_ago))
+    os.utime(first.board.path / "000003" / "count.0", (long_ago, long_ago))
     assert second.take_over(3, COUNT, second.look(3))
     second.count({"id": 3, "images": 5})
     first.count({"id": 3, "images": 6})

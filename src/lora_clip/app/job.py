@@ -103,7 +103,6 @@ def open_sessions(
     if trainer.num_nodes > 1:
         raise ConfigError("an output in a bucket takes no nodes that meet: start a job on each machine, they share it")
     (one,) = outputs
-    config.share = True
     return [(one, BucketSession(one.root, one.address, config.resume, float(config.share_seconds)))]
 
 

@@ -98,7 +98,7 @@ def plan(
     inventory = shared_inventory(surveys)
     done = [begin(one, inventory) for one in surveys]
     made = make_plan(inventory, *done, **hands_of(settings))
-    if config.share and made.gaps:
+    if surveys[0].session.share_seconds is not None and made.gaps:
         about = {
             **shared_settings(config, source, settings),
             "targets": list(inventory.targets.items()),

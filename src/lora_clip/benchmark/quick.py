@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from statistics import fmean, stdev
 
 import lora_clip
 from lora_clip.benchmark.collection import Collection, make
+from lora_clip.benchmark.digest import digest
 from lora_clip.benchmark.measure import BenchmarkError
 from lora_clip.benchmark.models import make_random
 from lora_clip.benchmark.patterns import Material, ours
@@ -140,14 +140,7 @@ def whole_run(tree: Path, material: Material, images: int, output: Path) -> Whol
             text = said.read().decode("utf-8", "replace")[-2000:]
             raise BenchmarkError(f"{' '.join(command)} in {tree} ended with {process.returncode}:\n{text}")
     predicting = json.loads((output / "manifest.json").read_text())["run"]["predict_seconds"]
-    return Whole(wall, usage.ru_utime + usage.ru_stime, predicting, _sha256(output))
-
-
-def _sha256(output: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted((output / "img_emb").glob("*.npy")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return Whole(wall, usage.ru_utime + usage.ru_stime, predicting, digest(output, ["img_emb"]))
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:

@@ -8,7 +8,7 @@ import torch
 
 from lora_clip.models.compute import Compute
 from lora_clip.models.encoder import ImageEncoder
-from lora_clip.models.proof import ENOUGH, lowest_cosine, run_as_it_will
+from lora_clip.models.proof import lowest_cosines, run_as_it_will
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,8 @@ def distance(encoder: ImageEncoder, compute: Compute, exact_NCHW: torch.Tensor, 
     """The distance between the same images decoded in two ways, by the network that runs."""
     apart_NCHW = (exact_NCHW.int() - device_NCHW.cpu().int()).abs()
     expected_ND, found_ND = (
-        run_as_it_will(encoder, pixels_NCHW.cpu(), compute)[: len(exact_NCHW)].float()
+        run_as_it_will(encoder, pixels_NCHW.cpu(), compute)[: len(exact_NCHW)]
         for pixels_NCHW in (exact_NCHW, device_NCHW)
     )
-    mean_D = expected_ND.mean(dim=0)
-    enough = len(torch.unique(exact_NCHW.flatten(1), dim=0)) >= ENOUGH
-    return Distance(
-        len(exact_NCHW),
-        float(apart_NCHW.float().mean()),
-        int(apart_NCHW.max()),
-        lowest_cosine(expected_ND, found_ND),
-        lowest_cosine(expected_ND - mean_D, found_ND - mean_D) if enough else None,
-    )
+    cosines = lowest_cosines(exact_NCHW, expected_ND, found_ND)
+    return Distance(len(exact_NCHW), float(apart_NCHW.float().mean()), int(apart_NCHW.max()), *cosines)

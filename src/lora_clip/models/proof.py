@@ -84,7 +84,17 @@ def prove(pixels_NCHW: torch.Tensor, expected_ND: torch.Tensor, found_MD: torch.
     own = slice(PROBE_IMAGES, len(pixels_NCHW))
     if not (images := len(pixels_NCHW) - PROBE_IMAGES):
         return None
-    mean_D = expected_ND[own].float().mean(dim=0)
-    enough = len(torch.unique(pixels_NCHW[own].flatten(1), dim=0)) >= ENOUGH
-    centred = lowest_cosine(expected_ND.float() - mean_D, found_MD.float() - mean_D, own) if enough else None
-    return Proof(images, reference, lowest_cosine(expected_ND, found_MD, own), centred)
+    return Proof(images, reference, *lowest_cosines(pixels_NCHW, expected_ND, found_MD, own))
+
+
+def lowest_cosines(
+    pixels_NCHW: torch.Tensor, expected_ND: torch.Tensor, found_MD: torch.Tensor, which: slice = ALL
+) -> tuple[float, float | None]:
+    """The same as they are, and after the mean of those images' embeddings is taken off.
+
+    None for the latter where fewer than ENOUGH of the images differ.
+    """
+    mean_D = expected_ND[which].float().mean(dim=0)
+    enough = len(torch.unique(pixels_NCHW[which].flatten(1), dim=0)) >= ENOUGH
+    centred = lowest_cosine(expected_ND.float() - mean_D, found_MD.float() - mean_D, which) if enough else None
+    return lowest_cosine(expected_ND, found_MD, which), centred

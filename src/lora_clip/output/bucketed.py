@@ -15,7 +15,7 @@ from lora_clip.output.ledger import CommittedRange, Ledger, line_of, parse, work
 from lora_clip.output.share import FINISHED, Share
 from lora_clip.output.sharing import DoneByAnotherError, SharedStore
 from lora_clip.output.snapshot import Snapshot
-from lora_clip.output.store import Write, Written
+from lora_clip.output.store import Write, WrittenRange
 
 
 class BucketLedger(Ledger):
@@ -84,7 +84,7 @@ class BucketStore(SharedStore):
             path.write_bytes(data)
         return path
 
-    def _commit_files(self, targets: Mapping[str, Path], writers: Mapping[str, Write]) -> Written:
+    def _commit_files(self, targets: Mapping[str, Path], writers: Mapping[str, Write]) -> WrittenRange:
         written = super()._commit_files(targets, writers)
         for target in targets.values():
             self._make(target)

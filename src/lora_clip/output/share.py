@@ -20,6 +20,7 @@ import os
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,8 @@ class Share:
     """
 
     def __init__(self, root: Path, seconds: float, me: int = 0, board: Board | None = None) -> None:
-        self.root, self.seconds, self.me = root, seconds, me
-        self.folder = root / FOLDER
-        self.board = board or Board(self.folder)
+        self.seconds, self.me = seconds, me
+        self.board = board or Board(root / FOLDER)
         self._members: dict[str, int] = {}
 
     def begin(self, about: Mapping[str, Any]) -> None:
@@ -81,7 +81,9 @@ class Share:
 
     def rank(self, rank: int) -> Share:
         """The share as another rank of this job sees it."""
-        return Share(self.root, self.seconds, self.job * RANKS + rank, self.board)
+        other = copy(self)
+        other.me = self.job * RANKS + rank
+        return other
 
     def beat(self) -> None:
         """Tell that this member lives."""
@@ -222,17 +224,7 @@ def unit_of(work: WorkRange) -> str:
 
 def shared_ranges(root: Path) -> Iterator[CommittedRange]:
     """All ranges that are done and in no finished shard."""
-    try:
-        folders = [entry.path for entry in os.scandir(root / FOLDER) if entry.name.isdigit()]
-    except FileNotFoundError:
-        return
-    for folder in folders:
-        yield from _ranges_in(Path(folder))
-
-
-def _ranges_in(folder: Path) -> Iterator[CommittedRange]:
-    try:
-        for path in [path for path in folder.iterdir() if path.name.endswith(DONE)]:
-            yield range_of(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return
+    share = Share(root, 0)
+    for name in share.board.names(""):
+        if name.isdigit():
+            yield from share.committed(int(name))

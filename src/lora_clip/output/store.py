@@ -43,7 +43,7 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenRange:
     """What was written of a range, by kind: SHA-256 and size in bytes."""
 
     checksums: dict[str, str]
@@ -133,7 +133,7 @@ class Store(Layout):
         except OSError as error:
             raise storage_error(self.parts, error) from error
 
-    def _commit_files(self, targets: Mapping[str, Path], writers: Mapping[str, Write]) -> Written:
+    def _commit_files(self, targets: Mapping[str, Path], writers: Mapping[str, Write]) -> WrittenRange:
         """Put a range's files in place together, in COMMIT_ORDER: who sees an .npy sees its .parquet."""
         try:
             for folder in (self.parts, *(target.parent for target in targets.values())):
@@ -142,10 +142,17 @@ class Store(Layout):
             raise storage_error(self.root, error) from error
         written = replace_together({target: writers[kind] for kind, target in targets.items()}, self.parts)
         found = dict(zip(targets, written, strict=True))
-        return Written({kind: f.sha256 for kind, f in found.items()}, {kind: f.size for kind, f in found.items()})
+        return WrittenRange({kind: f.sha256 for kind, f in found.items()}, {kind: f.size for kind, f in found.items()})
 
     def _commit_line(
-        self, rank: int, work: WorkRange, counts: Counts, written: Written, final: bool, seconds: float, tag: str = ""
+        self,
+        rank: int,
+        work: WorkRange,
+        counts: Counts,
+        written: WrittenRange,
+        final: bool,
+        seconds: float,
+        tag: str = "",
     ) -> CommittedRange:
         """What makes it count: after this line the range is committed, before it never was."""
         finished = datetime.now(UTC).isoformat(timespec="microseconds")

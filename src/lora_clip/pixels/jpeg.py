@@ -42,9 +42,9 @@ def ordinary_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def segments(data: bytes) -> Iterator[Segment]:
-    """The segments of a JPEG up to that of its first scan, or as far as they can be followed."""
-    at = len(START) if data[: len(START)] == START else len(data)
+def segments(data: bytes, at: int = len(START)) -> Iterator[Segment]:
+    """The segments of a JPEG from `at` up to that of the next scan, or as far as they can be followed."""
+    at = at if data[: len(START)] == START else len(data)
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # any number of them may come before a marker

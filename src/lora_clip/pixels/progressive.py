@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lora_clip.pixels.jpeg import BASELINE, END, OTHER_FRAMES, SCAN, START
+from lora_clip.pixels.jpeg import BASELINE, END, OTHER_FRAMES, SCAN, START, segments
 
 PROGRESSIVE = 0xC2
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -19,24 +19,18 @@ def coarse(data: bytes) -> bytes:
     What is left is a JPEG by the standard (ITU-T T.81, G.1: how many scans there are is up to the encoder), and the
     mean of each block of it is exact. Any other file, and one without an end, stays as it is.
     """
-    kept, at, progressive = [START], len(START), False
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != END[1]:
-        marker, stop = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xFF:  # any number of them may come before a marker
-            at += 1
-            continue
-        if marker == BASELINE or marker in OTHER_FRAMES:
-            progressive = marker == PROGRESSIVE
-        if marker == SCAN:
-            if not progressive or not (after := NEXT_MARKER.search(data, stop)):
-                return data
-            if not _is_fine(data[at + 4 : stop]):
-                kept.append(data[at : after.start()])
-            at = after.start()
-        else:
-            kept.append(data[at:stop])
-            at = stop
-    return b"".join([*kept, END]) if progressive and data[at : at + 2] == END else data
+    kept, at, frames = [START], len(START), set[int]()
+    while data[at : at + len(END)] != END:
+        head = [*segments(data, at)]
+        frames.update(one.marker for one in head if one.marker == BASELINE or one.marker in OTHER_FRAMES)
+        after = NEXT_MARKER.search(data, head[-1].stop) if head and head[-1].marker == SCAN else None
+        if frames != {PROGRESSIVE} or after is None:
+            return data
+        scan = head[-1].content
+        begins = head[-1].stop - len(scan) - 4
+        kept.append(data[at : begins if _is_fine(scan) else after.start()])
+        at = after.start()
+    return b"".join([*kept, END])
 
 
 def _is_fine(scan: bytes) -> bool:

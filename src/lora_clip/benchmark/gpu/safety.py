@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import torch
 
+from lora_clip.benchmark.digest import digest
 from lora_clip.benchmark.gpu.findings import Figure, Findings, UnavailableError
 from lora_clip.benchmark.gpu.jobs import run, scratch, start
 from lora_clip.benchmark.gpu.sizes import Settings
 from lora_clip.io.process import cores
 
-KINDS = ("img_emb", "metadata", "rejects")
 EQUAL, DIFFERENT, SAID = "equal", "different", "said in a message"
 LOOK_EVERY = 0.002
 FEW = 8
@@ -49,14 +48,6 @@ def _embed(settings: Settings, output: Path, *overrides: str) -> None:
 def _compared(digests: list[str], note: str = "", proven: bool = True) -> Figure:
     same = len(set(digests)) == 1
     return Figure((EQUAL if proven else None) if same else DIFFERENT, note=note)
-
-
-def digest(output: Path) -> str:
-    """The SHA-256 of the names and the bytes of all of an output's files of embeddings, metadata and rejects."""
-    whole = hashlib.sha256()
-    for path in sorted(path for kind in KINDS for path in (output / kind).glob("*")):
-        whole.update(f"{path.relative_to(output)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return whole.hexdigest()
 
 
 def _killed(settings: Settings, output: Path) -> tuple[str, bool]:
