@@ -145,10 +145,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE, pause: flo
     """Whether a condition becomes true within some time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if condition():
+        if holds(condition):
             return True
         time.sleep(pause)
-    return bool(condition())
+    return holds(condition)
+
+
+def holds(condition: Callable[[], Any]) -> bool:
+    """Whether a condition is true: it is not where a file of a running job goes between its listing and its reading."""
+    try:
+        return bool(condition())
+    except FileNotFoundError:
+        return False
 
 
 def environment(**more: str) -> dict[str, str]:
