@@ -120,6 +120,7 @@ Embedded = Annotated[
     Any, Takes("image or [image,text] (texts alone, a file with one a line: lora-clip embed-text FILE)", is_embed)
 ]
 Decoding = Annotated[Any, Takes("exact, fast or gpu", one_of("exact", "fast", "gpu"))]
+Copies = Annotated[Any, Takes("pinned or direct", one_of("pinned", "direct"))]
 Orientation = Annotated[Any, Takes("ignore or exif", one_of("ignore", "exif"))]
 Compilation = Annotated[Any, Takes("auto, true or false", either(AUTO, lambda value: isinstance(value, bool)))]
 ComputeType = Annotated[
@@ -169,6 +170,11 @@ class Data:
         "fast: JPEGs much larger than the model's input are decoded at a part of their size; "
         "gpu: ordinary JPEGs on the GPU, by nvJPEG",
     ] = "exact"
+    copies: Annotated[
+        Copies,
+        "to a GPU. direct: from where workers decode, without page-locked copies, beside what is computed "
+        "(not yet measured)",
+    ] = "pinned"
     decode_seconds: Annotated[Seconds, "an image that takes its decoder longer than so many seconds is rejected"] = 120
     orientation: Annotated[
         Orientation, "exif: turn photographs upright by their EXIF tag; ignore: as transformers' processors do"

@@ -153,7 +153,7 @@ class PixelBatch:
 
 @dataclass(slots=True)
 class EmbeddedBatch:
-    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, padding included.
+    """A PixelBatch after the model: `embeddings_BD` of unit L2 norm, in the output's dtype, with or without padding.
 
     `texts_BD` are those of its captions, in the same places; None where only images are embedded.
     """

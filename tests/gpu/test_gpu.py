@@ -11,6 +11,7 @@ import torch
 
 from helpers.images import encode, jpeg, photo
 from helpers.jobs import check_layout, new_folder, predict, snapshot, start, uninterrupted, wait_for
+from lora_clip.loading.direct import DirectCopies
 from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.monitor.devices import open_gauge
 from lora_clip.monitor.stopwatch import DeviceStopwatch
@@ -120,13 +121,33 @@ def test_pixels_from_the_ring_arrive_whole_while_its_buffers_are_filled_again() 
     ring = Ring(1, 1, (4, 3, 64, 64))
     arrived = []
     for value in range(20):
-        pixels_BCHW, slot = ring.take(0)  # hangs where pin_memory did not release the buffer
-        pixels_BCHW[:] = value
-        pinned = SharedBatch(pixels_BCHW, [], [], WorkRange(0, 0, 4), True, slot=slot).pin_memory()
+        pinned = taken(ring, value).pin_memory()  # the next one hangs where this did not release the buffer
         assert pinned.pixels_BCHW.is_pinned()
         busy(5)
         arrived.append(pinned.to(DEVICE).pixels_BCHW)
     assert [pixels.unique().tolist() for pixels in arrived] == [[value] for value in range(20)]
+
+
+def test_direct_copies_arrive_whole_while_the_ring_is_filled_again_and_the_device_computes() -> None:
+    ring, copies = Ring(1, 1, (4, 3, 64, 64)), DirectCopies(DEVICE)
+    copies(taken(ring, 0))  # page-locks the ring
+    busy(1000)
+    computed = torch.cuda.Event()
+    computed.record()
+    arrived = [copies(taken(ring, value)) for value in range(20)]
+    assert not computed.query(), "the copies did not wait for what is computed"
+    assert [batch.pixels_BCHW.unique().tolist() for batch in arrived] == [[value] for value in range(20)]
+
+
+def taken(ring: Ring, value: int) -> SharedBatch:
+    """A batch as it comes from a worker, full of one value."""
+    pixels_BCHW, slot = ring.take(0)
+    pixels_BCHW[:] = value
+    return SharedBatch(pixels_BCHW, [], [], WorkRange(0, 0, 4), True, slot=slot)
+
+
+def test_direct_copies_give_the_same_bytes(plain: Path) -> None:
+    assert snapshot(embed(*SMALL_BATCHES, "data.copies=direct")) == snapshot(plain)
 
 
 def test_the_writers_copy_is_begun_without_waiting_and_whole_after_its_event() -> None:

@@ -63,14 +63,18 @@ def embed(encoder: ImageEncoder, pixels_BCHW: torch.Tensor = PIXELS_BCHW) -> tor
     return encoder(pixels_BCHW)
 
 
+@pytest.mark.parametrize(("patch", "length"), [(8, 192), (6, 112)], ids=["aligned", "padded"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_folded_patch_embedding_equals_the_given_one_of_normalised_pixels(base: Path, bias: bool) -> None:
-    patches = nn.Conv2d(3, 32, 8, 8, bias=bias)
+def test_folded_patch_embedding_equals_the_given_one_of_normalised_pixels(
+    base: Path, bias: bool, patch: int, length: int
+) -> None:
+    patches = nn.Conv2d(3, 32, patch, patch, bias=bias)
     spread(patches, seed=3)
     with torch.inference_mode():
         product, shift_D = fold(patches, SPEC)
         expected_BTD = patches(processed(base, PIXELS_BCHW)).flatten(2).transpose(1, 2)
-        torch.testing.assert_close(product(patchify(PIXELS_BCHW, 8).float()) + shift_D, expected_BTD, atol=1e-4, rtol=0)
+        found_BTD = product(patchify(PIXELS_BCHW, patch, length).float()) + shift_D
+        torch.testing.assert_close(found_BTD, expected_BTD, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,6 +271,13 @@ def test_chunks_of_a_batch_are_put_together_again(base: Path) -> None:
     encoder, pixels_BCHW = encoder_of(base), random_pixels(37)
     whole_BD = torch.nn.functional.normalize(encoder.tower(pixels_BCHW), dim=-1)
     torch.testing.assert_close(embed(encoder, pixels_BCHW), whole_BD, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("images", "rows"), [(0, 16), (1, 16), (16, 16), (17, 32), (33, 37), (37, 37)])
+def test_padding_is_left_out_and_changes_no_bit(base: Path, images: int, rows: int) -> None:
+    encoder, pixels_BCHW = encoder_of(base), random_pixels(37)
+    with torch.inference_mode():
+        assert torch.equal(encoder(pixels_BCHW, images), encoder(pixels_BCHW)[:rows])
 
 
 def demo_pixels(spec: PreprocessSpec) -> torch.Tensor:

@@ -26,7 +26,7 @@ CONF = PROJECT / "conf"
 DEFAULTS: dict[str, Any] = {
     "data.folder": None, "data.parquet": None, "data.hf": None, "data.list": None, "data.zip": None,
     "data.batch_size": "auto", "data.num_workers": "auto", "data.limit": None,
-    "data.decode": "exact", "data.decode_seconds": 120, "data.orientation": "ignore",
+    "data.decode": "exact", "data.copies": "pinned", "data.decode_seconds": 120, "data.orientation": "ignore",
     "data.image_key": None, "data.stages": [],
     "model.base": None, "model.dtype": "auto", "model.compile": False, "output.dtype": "float16",
     "trainer.accelerator": "auto", "trainer.devices": "auto", "trainer.num_nodes": 1, "trainer.strategy": "auto",

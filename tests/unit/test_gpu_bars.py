@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -201,17 +200,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> ImageEncoder:
     base = save_base(folder / "base", layers=3)
     adapter = save_adapter(folder / "adapter", base)
     return MergedEmbedder(find_checkpoint(str(base), str(adapter)), Compute()).load().images.encoder
-
-
-def test_one_product_for_query_key_and_value_gives_the_same(encoder: ImageEncoder) -> None:
-    pixels_BCHW = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    changed = tower.variant(encoder, tower.ONE_PRODUCT)
-    layers: Any = changed.tower
-    kinds = [type(layer).__name__ for layer in layers.layers]
-    assert kinds == ["OneProductLayer", "OneProductLayer", "LastLayer"]
-    with torch.inference_mode():
-        torch.testing.assert_close(changed(pixels_BCHW), encoder(pixels_BCHW), atol=1e-5, rtol=0)
-    assert tower.variant(encoder, tower.EAGER) is encoder
 
 
 @pytest.mark.parametrize("index", [0, -1])

@@ -23,6 +23,7 @@ from lora_clip.diagnose import summary
 from lora_clip.errors import ConfigError, OutputError, TooManyRejectsError
 from lora_clip.inspection.pictures import Small
 from lora_clip.loading.datamodule import EarlyBatches, PixelDataModule
+from lora_clip.loading.direct import DIRECT, require_cuda
 from lora_clip.loading.stages import load_stages
 from lora_clip.models.adapter_kinds import AdapterSummary
 from lora_clip.models.adapters import summarise
@@ -62,6 +63,8 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
     source, stages = open_source(config.data), load_stages(config.data.get("stages"))
     if settings.decoding == GPU:
         nvjpeg.require_nvjpeg(trainer.strategy.root_device, spec)
+    if config.data.copies == DIRECT:
+        require_cuda(trainer.strategy.root_device)
     data = PixelDataModule(
         source,
         spec,
@@ -71,6 +74,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
         stages,
         config.data.decode_seconds,
         give_up,
+        config.data.copies,
     )
     embedder = build_embedder(outputs, settings, config.model.compile)
     if launch.rank_of(trainer) > 0:

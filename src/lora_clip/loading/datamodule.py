@@ -24,12 +24,13 @@ from lora_clip.loading.company import Company
 from lora_clip.loading.counters import Counters, Store
 from lora_clip.loading.dataset import Care, PixelDataset, batch_shape
 from lora_clip.loading.deal import deal
+from lora_clip.loading.direct import DIRECT, PINNED, DirectCopies
 from lora_clip.loading.encoded import DeviceDecoding, EncodedBatch, room
 from lora_clip.loading.first import first_encoded, first_images
 from lora_clip.loading.hands import Hands
 from lora_clip.loading.plan import Plan
 from lora_clip.loading.queue import AgainFirst, SharedQueue, WorkQueue
-from lora_clip.loading.ring import Ring
+from lora_clip.loading.ring import Ring, SharedBatch
 from lora_clip.loading.stages import Stage
 from lora_clip.loading.survive import Remains, SurvivingBatches
 from lora_clip.output.share import Share, keep_beating
@@ -49,7 +50,8 @@ class PixelDataModule(LightningDataModule):
     """The batches of a rank: rank 0 brings the `plan`, the others receive it in `setup`.
 
     `batch_size` is per device, `num_workers` per rank; `decoding` is `exact`, `fast` or `gpu`; `stages` are the user's;
-    `decode_seconds` is how long an image may be decoded. `lost` hears of a rank that has to be given up.
+    `decode_seconds` is how long an image may be decoded. `lost` hears of a rank that has to be given up. `copies` to a
+    GPU are `pinned` or `direct`.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class PixelDataModule(LightningDataModule):
         stages: Sequence[Stage] = (),
         decode_seconds: float = 120,
         lost: Callable[[PeerError], Any] | None = None,
+        copies: str = PINNED,
     ) -> None:
         super().__init__()
+        self.copies = copies
         self.decode_seconds = decode_seconds
         self.source, self.spec, self.decoding, self.stages = source, spec, decoding, stages
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -121,6 +125,17 @@ class PixelDataModule(LightningDataModule):
         decoder = nvjpeg.open_decoder(self.trainer.strategy.root_device)
         return DeviceDecoding(decoder, self.spec, self.decode_seconds)
 
+    @cached_property
+    def _direct(self) -> DirectCopies:
+        assert self.trainer is not None
+        return DirectCopies(self.trainer.strategy.root_device)
+
+    def transfer_batch_to_device(self, batch: PixelBatch, device: torch.device, dataloader_idx: int) -> PixelBatch:
+        """Copy a batch as `copies` says; JPEGs stay where they are."""
+        if self.copies == DIRECT and isinstance(batch, SharedBatch) and not isinstance(batch, EncodedBatch):
+            return self._direct(batch)
+        return batch.to(device)
+
     def on_after_batch_transfer(self, batch: PixelBatch, dataloader_idx: int) -> PixelBatch:
         """Decode what the device is to decode, before anyone counts the batch's rows."""
         return self.device_decoding(batch) if isinstance(batch, EncodedBatch) else batch
@@ -159,7 +174,7 @@ class PixelDataModule(LightningDataModule):
             batch_size=None,  # the dataset makes batches itself, of fixed borders
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
-            pin_memory=self._device_type == "cuda",
+            pin_memory=self._device_type == "cuda" and self.copies == PINNED,
             worker_init_fn=partial(_prepare_worker, self._niceness()) if workers else None,
             in_order=False,  # a batch says where it belongs, so none waits for a slower worker's
             multiprocessing_context="fork" if workers else None,  # the ring is inherited, not sent
@@ -197,7 +212,7 @@ class PixelDataModule(LightningDataModule):
         return NICENESS if self._device_type == "cpu" else 0
 
     def _ring(self, workers: int) -> Ring | None:
-        """Shared buffers, where the device reads them before `release`: a CPU does, and page-locked copies do."""
+        """Shared buffers, where they are read before `release`: a CPU does, and so do both ways of copying to CUDA."""
         if self._device_type not in ("cpu", "cuda"):
             return None
         encoded = room(self.batch_size) if self.decoding == GPU else 0

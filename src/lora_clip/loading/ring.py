@@ -38,6 +38,11 @@ class Ring:
         self._next = 0
         _rings[self.number] = self
 
+    @property
+    def memory(self) -> torch.Tensor:
+        """All its buffers, as they lie in memory."""
+        return self._pixels_WSBCHW
+
     def take(self, worker: int) -> tuple[torch.Tensor, Slot]:
         """The worker's next buffer (B, C, H, W), as soon as it is free; its content is what it held before."""
         self._free[worker].acquire()

@@ -1,11 +1,12 @@
 """CLIP's vision tower, written out for embedding: the arithmetic of transformers' model, without what is not needed.
 
 What it saves: normalisation lies in the patch embedding's weights; the last layer computes one token, since the others
-of its results go nowhere; keys and values are one product; quick_gelu is one pass. `embedder.py` compares it with
-transformers' own model whenever one is loaded. Beside the shapes of `types.py`:
+of its results go nowhere; queries, keys and values are one product; quick_gelu is one pass. `embedder.py` compares it
+with transformers' own model whenever one is loaded. Beside the shapes of `types.py`:
     T  tokens of an image: the class token, then its patches, row by row
     h  attention heads
     d  width of a head, D / h
+    P  values of a patch
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch.nn import functional
 from lora_clip.models.generic import UnfitTowerError, keeps_stream
 from lora_clip.types import PreprocessSpec
 
+ALIGNED = 8
+"""How many values of two bytes are 16 bytes."""
 QUICK_GELU = 1.702
 """quick_gelu(x) = x * sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factors go into the weights around it."""
 
@@ -58,7 +61,8 @@ class VisionTower(nn.Module):
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of uint8 pixels (B, C, H, W), not yet of unit norm."""
         tokens_BTD = self.start_TD.repeat(len(pixels_BCHW), 1, 1)
-        tokens_BTD[:, 1:] += self.patches(patchify(pixels_BCHW, self.patch).to(self.patches.weight.dtype))
+        patches_BTP = patchify(pixels_BCHW, self.patch, self.patches.in_features)
+        tokens_BTD[:, 1:] += self.patches(patches_BTP.to(self.patches.weight.dtype))
         class_BD = self.layers(self.first_norm(tokens_BTD))
         return self.projection(self.last_norm(class_BD))
 
@@ -105,8 +109,8 @@ class Layer(nn.Module):
         attention, mlp = layer.self_attn, layer.mlp
         self.heads = int(attention.num_heads)
         self.attention_norm, self.mlp_norm = layer.layer_norm1, layer.layer_norm2
-        self.query, self.out = attention.q_proj, attention.out_proj
-        self.set_key_value(attention.k_proj, attention.v_proj)
+        self.set_attention(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = attention.out_proj
         self.fc1, self.fc2, self.activation = mlp.fc1, mlp.fc2, mlp.activation_fn
         if "quick" in type(self.activation).__name__.lower():
             # transformers' quick_gelu is three passes over the widest tensor of the layer, SiLU is one
@@ -115,31 +119,29 @@ class Layer(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let the products of all tokens be computed in `dtype`."""
-        for module in (self.query, self.key_value, self.out, self.fc1, self.fc2):
+        for module in (self.qkv, self.out, self.fc1, self.fc2):
             module.to(dtype)
 
-    def set_key_value(self, key: nn.Linear, value: nn.Linear) -> None:
-        """Keep the projections to keys and values: one product reads the tokens once for both."""
-        self.key_value = stack(key, value)
+    def set_attention(self, query: nn.Linear, key: nn.Linear, value: nn.Linear) -> None:
+        """Keep the projections to queries, keys and values: one product reads the tokens once for all three."""
+        self.qkv = stack(query, key, value)
 
     def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
         """The residual stream after this layer, in place."""
-        tokens_BTD += self.self_attention(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
-        tokens_BTD += self.mlp(self.mlp_norm(tokens_BTD).to(self.fc1.weight.dtype))
+        tokens_BTD += self.self_attention(self.attention_norm(tokens_BTD))
+        tokens_BTD += self.mlp(self.mlp_norm(tokens_BTD))
         return tokens_BTD
 
     def self_attention(self, normed_BTD: torch.Tensor) -> torch.Tensor:
         """Multi-head self-attention of an image's tokens, with the output projection: (B, T, D)."""
-        query_BhTd = self.query(normed_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key_BhTd, value_BhTd = (
-            self.key_value(normed_BTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        )
+        qkv_BTD = self.qkv(normed_BTD.to(self.qkv.weight.dtype))
+        query_BhTd, key_BhTd, value_BhTd = qkv_BTD.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         context_BhTd = functional.scaled_dot_product_attention(query_BhTd, key_BhTd, value_BhTd)
         return self.out(context_BhTd.transpose(1, 2).flatten(2))
 
     def mlp(self, normed: torch.Tensor) -> torch.Tensor:
         """The feed-forward block on tokens (..., D)."""
-        return self.fc2(self.activation(self.fc1(normed)))
+        return self.fc2(self.activation(self.fc1(normed.to(self.fc1.weight.dtype))))
 
 
 class LastLayer(Layer):
@@ -150,9 +152,9 @@ class LastLayer(Layer):
     head, not every token, and the mlp sees one token an image.
     """
 
-    def set_key_value(self, key: nn.Linear, value: nn.Linear) -> None:
+    def set_attention(self, query: nn.Linear, key: nn.Linear, value: nn.Linear) -> None:
         """Keep the weights, one matrix a head; the keys' bias is the constant that softmax does not see."""
-        self.key, self.value = linear(key.weight, None), value
+        self.query, self.key, self.value = query, linear(key.weight, None), value
 
     def cast(self, dtype: torch.dtype) -> None:
         """Let attention be computed in `dtype`; the rest is of one token an image."""
@@ -162,12 +164,13 @@ class LastLayer(Layer):
     def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
         """The class token (B, D) after this layer."""
         class_BD = tokens_BTD[:, 0].clone()
-        class_BD += self.self_attention(self.attention_norm(tokens_BTD).to(self.query.weight.dtype))
-        class_BD += self.mlp(self.mlp_norm(class_BD).to(self.fc1.weight.dtype))
+        class_BD += self.self_attention(self.attention_norm(tokens_BTD))
+        class_BD += self.mlp(self.mlp_norm(class_BD))
         return class_BD
 
     def self_attention(self, normed_BTD: torch.Tensor) -> torch.Tensor:
         """Multi-head attention with the class token as the only query: (B, D)."""
+        normed_BTD = normed_BTD.to(self.query.weight.dtype)
         query_Bhd = self.query(normed_BTD[:, 0]).unflatten(-1, (self.heads, -1))
         query_BhD = torch.einsum("Bhd,hdD->BhD", query_Bhd, self.key.weight.unflatten(0, (self.heads, -1)))
         # the heads' queries are a sequence of h for attention with one head, whose keys and values are the tokens
@@ -179,20 +182,26 @@ class LastLayer(Layer):
         return self.out(context_BD.to(self.out.weight.dtype))
 
 
-def patchify(pixels_BCHW: torch.Tensor, patch: int) -> torch.Tensor:
-    """The whole patches of images, row by row, each as one vector: (B, T - 1, C * patch * patch)."""
+def patchify(pixels_BCHW: torch.Tensor, patch: int, length: int) -> torch.Tensor:
+    """The whole patches of images, row by row, each as one vector of C * patch * patch values and zeros: (B, T - 1, P).
+
+    P is `length`, that of the weights' rows.
+    """
     height, width = (side // patch for side in pixels_BCHW.shape[2:])
     whole_BCHW = pixels_BCHW[:, :, : height * patch, : width * patch]
     grid_BChpwp = whole_BCHW.unflatten(3, (width, patch)).unflatten(2, (height, patch))
     # a mere copy of bytes: a convolution over patches that lie side by side is one product
-    return grid_BChpwp.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    patches_BTP = grid_BChpwp.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    padding = length - patches_BTP.shape[-1]
+    return functional.pad(patches_BTP, (0, padding)) if padding else patches_BTP
 
 
 def fold(patch_embedding: nn.Module, spec: PreprocessSpec) -> tuple[nn.Linear, torch.Tensor]:
     """A product of raw pixel values and a vector (D,) to add, equal to a patch embedding of normalised pixels.
 
     conv((x * scale - mean) / std) = weight' x + shift, weight' = weight * scale / std, shift = bias - sum(weight *
-    mean / std): uint8 values are exact in bfloat16, and a pass over the whole batch is saved.
+    mean / std): uint8 values are exact in bfloat16, and a pass over the whole batch is saved. Rows are padded with
+    zeros to a multiple of 16 bytes, which a GPU's fast products want; those of patches of 14 pixels are not.
     """
     assert isinstance(patch_embedding, nn.Conv2d)
     weight_DCHW = patch_embedding.weight.detach()
@@ -201,7 +210,8 @@ def fold(patch_embedding: nn.Module, spec: PreprocessSpec) -> tuple[nn.Linear, t
     shift_D = -(weight_DCHW.cpu().double() * (mean_C11 / std_C11).cpu().double()).sum(dim=(1, 2, 3))
     if patch_embedding.bias is not None:
         shift_D += patch_embedding.bias.detach().cpu()
-    patches = linear((weight_DCHW * (spec.scale / std_C11)).flatten(1), None)
+    weight_DP = (weight_DCHW * (spec.scale / std_C11)).flatten(1)
+    patches = linear(functional.pad(weight_DP, (0, -weight_DP.shape[1] % ALIGNED)), None)
     return patches, shift_D.to(weight_DCHW.dtype).to(weight_DCHW.device)
 
 
@@ -213,10 +223,10 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     return made
 
 
-def stack(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """One Linear that gives the results of two of the same input, one after the other."""
-    bias = None if first.bias is None else torch.cat([first.bias, second.bias])
-    return linear(torch.cat([first.weight, second.weight]), bias)
+def stack(*modules: nn.Linear) -> nn.Linear:
+    """One Linear that gives the results of several of the same input, one after the other."""
+    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    return linear(torch.cat([module.weight for module in modules]), bias)
 
 
 def scaled(module: nn.Linear, weight: float, bias: float | None = None) -> nn.Linear:

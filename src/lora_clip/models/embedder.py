@@ -61,9 +61,9 @@ class MergedEmbedder:
         """The width D of an embedding."""
         return self.images.width
 
-    def embed_images(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm."""
-        return self.images.encoder(pixels_BCHW)
+    def embed_images(self, pixels_BCHW: torch.Tensor, images: int | None = None) -> torch.Tensor:
+        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm: of the first `images` at least."""
+        return self.images.encoder(pixels_BCHW, images)
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor | None:
         """Embeddings (N, D) of texts, float32, of unit L2 norm; None where the model has no text tower."""

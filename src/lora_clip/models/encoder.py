@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, Self
 
 import torch
@@ -24,9 +25,13 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm."""
-        chunks = pixels_BCHW.split(CHUNK) if pixels_BCHW.device.type == "cpu" else (pixels_BCHW,)
+    def forward(self, pixels_BCHW: torch.Tensor, images: int | None = None) -> torch.Tensor:
+        """Embeddings (B, D) of uint8 pixels (B, C, H, W), float32, of unit L2 norm.
+
+        Of a batch of which only the first `images` are images a CPU gives no more rows than it must.
+        """
+        on_cpu = pixels_BCHW.device.type == "cpu"
+        chunks = _chunks(pixels_BCHW, images) if on_cpu else (pixels_BCHW,)
         return functional.normalize(torch.cat([self.tower(chunk) for chunk in chunks]).float(), dim=-1)
 
     def prepare(self, compute: Compute) -> Self:
@@ -43,3 +48,12 @@ class ImageEncoder(nn.Module):
             for region in self.tower.regions():  # type: ignore[operator]
                 region.compile(**COMPILE)
         return self
+
+
+def _chunks(pixels_BCHW: torch.Tensor, images: int | None) -> tuple[torch.Tensor, ...]:
+    """A batch in parts for a CPU, as far as there are images in them: padding has its cost in small shards.
+
+    Parts keep their shape, since another might be computed by another kernel, with other last bits.
+    """
+    wanted = len(pixels_BCHW) if images is None else max(1, ceil(images / CHUNK)) * CHUNK
+    return pixels_BCHW[:wanted].split(CHUNK)

@@ -107,7 +107,7 @@ class EmbeddingModule(pl.LightningModule):
         return embedded
 
     def _embed(self, output: int, batch: PixelBatch) -> EmbeddedBatch:
-        embeddings_BD = self.embedders[output].embed_images(batch.pixels_BCHW).to(self.output_dtype)
+        embeddings_BD = self.embedders[output].embed_images(batch.pixels_BCHW, len(batch.rows)).to(self.output_dtype)
         return EmbeddedBatch(embeddings_BD, batch.rows, batch.rejects, batch.work, batch.last, batch.counted)
 
     def _embed_captions(self, output: int, batch: PixelBatch) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from lora_clip.benchmark.gpu.findings import Figure, Findings, UnavailableError
 from lora_clip.benchmark.gpu.sizes import Settings
 from lora_clip.benchmark.gpu.timing import first_seconds, seconds_a_call
+from lora_clip.loading.direct import lock_pages, unlock_pages
 
 PIXELS = (3, 224, 224)
 
@@ -68,11 +69,10 @@ def _registering(settings: Settings, size: int) -> Figure:
 
 @contextmanager
 def registered(memory: torch.Tensor) -> Iterator[None]:
-    """Host memory page-locked for CUDA where it lies. Raises RuntimeError where CUDA refuses."""
-    runtime = torch.cuda.cudart()
-    torch.cuda.check_error(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    """Host memory page-locked for CUDA where it lies. Raises ConfigError where CUDA refuses."""
+    lock_pages(memory)
     try:
         yield
     finally:
         torch.cuda.synchronize()  # copies from it are done
-        runtime.cudaHostUnregister(memory.data_ptr())
+        unlock_pages(memory)

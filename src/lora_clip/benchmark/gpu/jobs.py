@@ -62,10 +62,11 @@ def _tell(settings: Settings, findings: Findings, model: str, images: int) -> No
 
 
 def other_settings(settings: Settings, findings: Findings) -> None:
-    """Shorter jobs with other workers, batch sizes and dtypes, beside one as it comes."""
+    """Shorter jobs with other workers, batch sizes, copies and dtypes, beside one as it comes."""
     half, (_, *others) = max(1, cores() // 2), settings.sizes.batches
     varied = [AS_IT_COMES, f"data.num_workers={half}", *(f"data.batch_size={batch}" for batch in others)]
-    varied += [] if settings.tiny else [f"data.num_workers={cores() + half}", "model.dtype=bfloat16", AS_IT_COMES]
+    on_gpu = [f"data.num_workers={cores() + half}", "data.copies=direct", "model.dtype=bfloat16", AS_IT_COMES]
+    varied += [] if settings.tiny else on_gpu
     for override in varied:
         given = [] if override == AS_IT_COMES else [override]
         model, images = settings.sizes.small, settings.sizes.varied

@@ -13,13 +13,12 @@ from lora_clip.benchmark.gpu.findings import Figure, Findings
 from lora_clip.benchmark.gpu.sizes import Settings
 from lora_clip.benchmark.gpu.timing import free, seconds_a_call
 from lora_clip.benchmark.models import shape_of
+from lora_clip.models.clip_tower import ALIGNED
 from lora_clip.models.compute import DTYPES
 
 HALVES = ("float16", "bfloat16")
 LARGE = "large square"
 IMAGE, CHANNELS, MLP = 224, 3, 4
-ALIGNED = 8
-"""Values of two bytes in 16 bytes: by so many a matrix's rows are best divided."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,12 @@
-"""Images/s of the towers alone: as they are, with one product for query, key and value, and compiled a layer at a time.
-
-The variants live here only: what measures better is to move into models/clip_tower.py.
-"""
+"""Images/s of the towers alone: as they are, and compiled a layer at a time."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 from lora_clip.benchmark.gpu import material
 from lora_clip.benchmark.gpu.findings import Figure, Findings
@@ -20,42 +14,24 @@ from lora_clip.benchmark.gpu.products import tower_of
 from lora_clip.benchmark.gpu.sizes import Settings
 from lora_clip.benchmark.gpu.timing import first_seconds, free, seconds_a_call
 from lora_clip.models.checkpoint import find_checkpoint
-from lora_clip.models.clip_tower import Layer, stack
 from lora_clip.models.compute import DTYPES, Compute, dtype_name, resolve_dtype
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.encoder import COMPILE, ImageEncoder
 from lora_clip.models.proof import lowest_cosine
 
-EAGER, ONE_PRODUCT, COMPILED, BOTH = "eager", "one product for q, k, v", "compiled by layers", "one product, compiled"
-WAYS = (EAGER, ONE_PRODUCT, COMPILED)
+EAGER, COMPILED = "eager", "compiled by layers"
+WAYS = (EAGER, COMPILED)
 ALIKE, OTHER = 0.999, "bfloat16"
-
-
-class OneProductLayer(Layer):
-    """A Layer that reads its tokens once for queries, keys and values; made of one that is cast already."""
-
-    def __init__(self, layer: Layer) -> None:
-        nn.Module.__init__(self)  # Layer's own takes one of transformers'
-        self.heads, self.activation = layer.heads, layer.activation
-        self.attention_norm, self.mlp_norm = layer.attention_norm, layer.mlp_norm
-        self.query = stack(layer.query, layer.key_value)
-        self.out, self.fc1, self.fc2 = layer.out, layer.fc1, layer.fc2
-
-    def self_attention(self, normed_BTD: torch.Tensor) -> torch.Tensor:
-        """Multi-head self-attention, as Layer has it."""
-        together_3BhTd = self.query(normed_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        context_BhTd = functional.scaled_dot_product_attention(*together_3BhTd.unbind())
-        return self.out(context_BhTd.transpose(1, 2).flatten(2))
 
 
 def measure(settings: Settings, findings: Findings) -> None:
     """Tell the rates of the dtype that `auto` is at all batch sizes, then of bfloat16 at the one that counts most."""
     first, *others = settings.sizes.batches
     auto = dtype_name(resolve_dtype("auto", settings.device.type))
-    _measure(settings, findings, auto, (*WAYS, BOTH), [first])
+    _measure(settings, findings, auto, WAYS, [first])
     _measure_layers(settings, findings, auto, first)
     if auto != OTHER:
-        _measure(settings, findings, OTHER, (EAGER, COMPILED), [first])
+        _measure(settings, findings, OTHER, WAYS, [first])
     _measure(settings, findings, auto, WAYS, others)
 
 
@@ -91,8 +67,7 @@ def _layer_figure(settings: Settings, plain: ImageEncoder, batch: int, index: in
 
 def _is_worth_it(settings: Settings, name: str, way: str) -> bool:
     """Whether to wait for it: a CPU's compiler takes half a minute a network, however small that is."""
-    on_gpu, compiled = settings.device.type == "cuda", way in (COMPILED, BOTH)
-    return on_gpu or not compiled or (way, name) == (BOTH, settings.sizes.small)
+    return settings.device.type == "cuda" or way == EAGER or name == settings.sizes.small
 
 
 def _load(settings: Settings, name: str, dtype: str) -> ImageEncoder:
@@ -118,7 +93,7 @@ def _figure(settings: Settings, plain: ImageEncoder, name: str, batch: int, way:
 
 def _note(name: str, batch: int, seconds: float, way: str, started: float) -> str:
     tflops = tower_of(name).gflop * batch / seconds / 1e3
-    compiling = f", compiled in {started:.0f} s" if way in (COMPILED, BOTH) else ""
+    compiling = f", compiled in {started:.0f} s" if way == COMPILED else ""
     return f"{1e3 * seconds:.2f} ms a batch, {tflops:,.1f} TFLOP/s of the whole network's arithmetic{compiling}"
 
 
@@ -127,19 +102,7 @@ def variant(plain: ImageEncoder, way: str) -> ImageEncoder:
     if way == EAGER:
         return plain
     changed = copy.deepcopy(plain)
-    tower: Any = changed.tower
-    if way in (ONE_PRODUCT, BOTH):
-        tower.layers = nn.Sequential(*_with_one_product(tower.layers))
-    if way in (COMPILED, BOTH):
-        torch.compiler.reset()  # each shape is compiled anew, and after a few of them PyTorch would give up in silence
-        for layer in tower.layers:
-            layer.compile(**COMPILE)
+    torch.compiler.reset()  # each shape is compiled anew, and after a few of them PyTorch would give up in silence
+    for layer in changed.tower.layers:  # type: ignore[union-attr]
+        layer.compile(**COMPILE)
     return changed
-
-
-def _with_one_product(layers: nn.Sequential) -> Iterator[nn.Module]:
-    *others, last = layers
-    for layer in others:
-        assert isinstance(layer, Layer)
-        yield OneProductLayer(layer)
-    yield last
