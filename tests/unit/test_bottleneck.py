@@ -17,7 +17,7 @@ GPU: dict[str, Any] = {
     "device": "cuda", "dtype": "bfloat16", "cores": 16, "gpus": 1, "local_ranks": 1, "workers": 8, "batch_size": 64,
     "decode": "exact", "threads": 16, "fast_bfloat16": True, "startup": 9.0, "waiting": 0.0, "forward": 0.95,
     "blocked": 0.0, "writing": 0.1, "reading": 0.05, "decoding": 0.3, "cpu": 0.1, "worker_cpu": 0.3, "machine_cpu": NAN,
-    "pixels": 180_000.0, "device_memory": 0.2, "images_by_rank": (50_000,), "seconds_by_rank": (60.0,),
+    "pixels": 180_000.0, "filled": 0.98, "device_memory": 0.2, "images_by_rank": (50_000,), "seconds_by_rank": (60.0,),
 }  # fmt: skip
 STARVED = GPU | {"waiting": 0.7, "forward": 0.29, "decoding": 0.9}
 CPU: dict[str, Any] = GPU | {
@@ -93,6 +93,14 @@ def test_a_busy_gpu_in_float32_advises_bfloat16() -> None:
 
 def test_a_busy_gpu_with_memory_left_advises_a_larger_batch() -> None:
     assert "the GPU was the bottleneck: it computed 95 % of the time; try data.batch_size=256" in told(GPU)
+
+
+def test_a_busy_gpu_with_half_empty_batches_advises_smaller_ones() -> None:
+    said = told(GPU, filled=0.39, batch_size=256)
+    assert said.endswith(
+        "only 39 % of its batches were images, since shards end within one; try data.batch_size=100, or larger shards"
+    )
+    assert "batch_size=100" not in told(CPU, filled=0.39, batch_size=256), "a CPU computes no padding"
 
 
 @pytest.mark.parametrize("full", [{"batch_size": 256}, {"device_memory": 0.8}])
@@ -214,6 +222,7 @@ def test_figures_come_from_the_ranks_that_worked() -> None:
     assert (figures.waiting, figures.forward, figures.blocked, figures.writing) == (0.5, 0.4, 0.1, 0.3)
     assert (figures.reading, figures.decoding) == (pytest.approx(0.1), pytest.approx(0.2))
     assert (figures.cpu, figures.worker_cpu, figures.machine_cpu, figures.pixels) == (0.25, 0.75, 0.75, 200)
+    assert figures.filled == pytest.approx(90 / (2 * 64))
     assert figures.images_by_rank == (90, 0) and figures.seconds_by_rank == (10, 0) and figures.seconds == 10
 
 

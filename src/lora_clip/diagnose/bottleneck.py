@@ -22,6 +22,8 @@ OTHERS = 0.15
 OTHERS_LIMIT = 0.3
 LARGE_PIXELS = 1_500_000
 LARGE_BATCH = 256
+FILLED = 0.8
+"""The share of images in batches from which a GPU has nothing better to compute."""
 MEMORY_TO_SPARE = 0.5
 
 
@@ -74,6 +76,11 @@ def _forward_on_gpu(figures: Figures) -> str:
     busy = f"the GPU was the bottleneck: it computed {_percent(figures.forward)} of the time"
     if figures.dtype == "float32":
         return f"{busy}, in float32; try model.dtype=bfloat16"
+    if figures.filled < FILLED:
+        return (
+            f"{busy}, and only {_percent(figures.filled)} of its batches were images, since shards end within one; "
+            f"try data.batch_size={math.ceil(figures.filled * figures.batch_size)}, or larger shards"
+        )
     if figures.batch_size < LARGE_BATCH and not figures.device_memory > MEMORY_TO_SPARE:
         return (
             f"{busy}; try data.batch_size={min(4 * figures.batch_size, LARGE_BATCH)}, beyond that only more GPUs help"

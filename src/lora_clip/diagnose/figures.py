@@ -18,8 +18,8 @@ class Figures:
     `waiting`, `forward` (on a GPU: the device's time) and `blocked` (held up by the writer) are shares of a rank's
     time, `writing` of its writing thread's, `reading` and `decoding` of its workers' (without workers: the rank's);
     `cpu` and `worker_cpu` of all cores, `machine_cpu` what everything on the machine took of them. `pixels` is the
-    mean width x height of the images, `device_memory` the share of the GPU's memory in use, `threads` are those of a
-    rank's forward. NaN: not known.
+    mean width x height of the images, `filled` the share of the batches that was images, `device_memory` the share of
+    the GPU's memory in use, `threads` are those of a rank's forward. NaN: not known.
     """
 
     device: str
@@ -43,6 +43,7 @@ class Figures:
     worker_cpu: float
     machine_cpu: float
     pixels: float
+    filled: float
     device_memory: float
     images_by_rank: tuple[int, ...]
     seconds_by_rank: tuple[float, ...]
@@ -66,6 +67,7 @@ def gather(
     steady, watched = sum(rank.steady for rank in worked), total(worked, "watched")
     seconds = total(worked, "seconds")
     cores_each = machine.cores / machine.local_ranks
+    batches = max(1.0, total(worked, "batches"))
     return Figures(
         device=machine.device,
         dtype=dtype,
@@ -87,7 +89,8 @@ def gather(
         cpu=_share(total(worked, "cpu"), watched * cores_each),
         worker_cpu=_share(total(worked, "worker_cpu"), watched * cores_each),
         machine_cpu=_share(total(worked, "machine_cpu"), watched * machine.cores) if machine.whole else math.nan,
-        pixels=total(worked, "pixels") / max(1.0, total(worked, "batches")),
+        pixels=total(worked, "pixels") / batches,
+        filled=total(worked, "images") / batches / batch_size,
         device_memory=max((rank.device_used_bytes / rank.device_total_bytes for rank in worked), default=math.nan),
         images_by_rank=tuple(int(rank.images) for rank in ranks),
         seconds_by_rank=tuple(rank.steady for rank in ranks),
