@@ -76,6 +76,9 @@ def test_hands_know_what_was_taken_last_and_what_is_decoded() -> None:
     for work in ranges:
         hands.take(1, work)
     assert hands.taken() == ranges[-REMEMBERED:]
+    hands.take(1, WorkRange(1, 0, 4))
+    hands.drop(1)
+    assert hands.taken() == ranges[-REMEMBERED:], "what was dropped is somebody else's"
     hands.begin(1, 0, 17)
     in_hand = hands.in_hand(1)
     assert in_hand is not None and in_hand[:2] == (0, 17) and in_hand.seconds < 60 and hands.in_hand(0) is None

@@ -13,6 +13,8 @@ from lora_clip.types import WorkRange
 
 REMEMBERED = 32
 """Ranges a worker has taken last; of those that came before, all batches have been delivered."""
+PLACES = REMEMBERED + 1
+"""One more: a range that is dropped has taken the place of none that is remembered."""
 
 
 class InHand(NamedTuple):
@@ -27,13 +29,13 @@ class Hands:
     """A row of numbers for each worker, written by it and read by the main process that it is a fork of."""
 
     def __init__(self, workers: int) -> None:
-        self._values_WV = np.frombuffer(mmap.mmap(-1, 8 * max(1, workers) * (4 + 3 * REMEMBERED)), dtype=np.int64)
+        self._values_WV = np.frombuffer(mmap.mmap(-1, 8 * max(1, workers) * (4 + 3 * PLACES)), dtype=np.int64)
         self._values_WV = self._values_WV.reshape(max(1, workers), -1)
 
     def take(self, worker: int, work: WorkRange) -> None:
         """Note a range before anything is done for it."""
         row = self._values_WV[worker]
-        at = 4 + 3 * (int(row[3]) % REMEMBERED)
+        at = 4 + 3 * (int(row[3]) % PLACES)
         row[at : at + 3] = work
         row[3] += 1
 
@@ -59,6 +61,6 @@ class Hands:
         ranges = []
         for row in self._values_WV:
             for number in range(max(0, int(row[3]) - REMEMBERED), int(row[3])):
-                at = 4 + 3 * (number % REMEMBERED)
+                at = 4 + 3 * (number % PLACES)
                 ranges.append(WorkRange(*map(int, row[at : at + 3])))
         return ranges
