@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import select
 from typing import Any
 
+import pytest
 import torch
 
+from lora_clip.loading.encoded import empty_batch, room
 from lora_clip.loading.ring import Ring, SharedBatch
-from lora_clip.types import PixelBatch, WorkRange
+from lora_clip.types import ImageRow, PixelBatch, WorkRange
 
 SHAPE = (2, 3, 4, 4)
 FORK = multiprocessing.get_context("fork")
@@ -37,6 +40,21 @@ def test_pixels_written_in_a_process_are_read_in_another_without_travelling() ->
         batch = pickle.loads(message)
         assert batch.work == WorkRange(0, value, value + 2) and batch.seconds == {"read": 1.0} and batch.last
         assert torch.equal(batch.pixels_BCHW, torch.full(SHAPE, value, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_worker_that_dies_while_it_sends_leaves_no_half_of_a_batch_in_the_pipe(encoded: bool) -> None:
+    ring, rows = Ring(2, 2, SHAPE, room(2)), {}
+    for worker, index in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        pixels_BCHW, slot = ring.take(worker)
+        work = WorkRange(worker, index, index + 2)
+        plain = SharedBatch(pixels_BCHW, [], [], work, True, slot=slot)
+        batch = empty_batch(pixels_BCHW, work, slot) if encoded else plain
+        batch.rows.append(ImageRow("a.jpg", "a", worker, index, 4, 4, None, None, f"{work}" * 100_000))
+        message = pickle.dumps(batch)
+        assert len(message) < select.PIPE_BUF, "what is longer may be written in parts"
+        rows[message] = batch.rows
+    assert [pickle.loads(message).rows for message in rows] == [*rows.values()]
 
 
 def test_a_buffer_is_filled_again_only_after_its_release() -> None:

@@ -67,7 +67,7 @@ class EncodedBatch(SharedBatch):
 
     def __reduce__(self) -> tuple[Any, ...]:
         assert self.slot is not None
-        return _arrive, (self.slot, self.told(), self.images)
+        return _arrive, (self.slot, ring_of(self.slot).keep(self.slot, (self.told(), self.images)))
 
     def to(self, device: torch.device) -> PixelBatch:
         """Itself: decoders read the bytes where they are."""
@@ -94,8 +94,9 @@ def room(batch_size: int) -> int:
     return batch_size * BYTES_AN_IMAGE
 
 
-def _arrive(slot: Slot, told: dict[str, Any], images: list[EncodedImage]) -> EncodedBatch:
+def _arrive(slot: Slot, size: int) -> EncodedBatch:
     ring = ring_of(slot)
+    told, images = ring.kept(slot, size)
     return EncodedBatch(ring.pixels(slot), **told, slot=slot, encoded=ring.encoded(slot), images=images)
 
 

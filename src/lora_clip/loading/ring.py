@@ -8,10 +8,13 @@ from __future__ import annotations
 import itertools
 import mmap
 import multiprocessing
+import os
+import pickle
+import tempfile
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import torch
 
@@ -20,12 +23,16 @@ from lora_clip.types import PixelBatch
 _rings: WeakValueDictionary[int, Ring] = WeakValueDictionary()
 """By number: what a batch that comes from a worker says of where its pixels lie."""
 _numbers = itertools.count()
+APART = 1 << 32
+"""Bytes between what is told of two slots; what is never written to takes no memory."""
 
 
 class Ring:
     """`slots` buffers of `shape` uint8 for each worker, who fills them in turn; one is free again once released.
 
-    With each goes room for so many bytes of `encoded` images; what is never written to takes no memory.
+    With each goes room for so many bytes of `encoded` images; what is never written to takes no memory. And room for
+    what is told of a batch, however much: a pipe would hold half of it where a worker dies while it is sent, and the
+    main process would wait for the rest for ever. The number of a slot is written at once or not at all.
     """
 
     def __init__(self, workers: int, slots: int, shape: tuple[int, ...], encoded: int = 0) -> None:
@@ -35,6 +42,8 @@ class Ring:
         # shared and without a name: nothing is left behind, however the processes end
         self._pixels_WSBCHW = shared(workers, slots, *shape)
         self._encoded_WSE = shared(workers, slots, encoded)
+        self._told = _nameless_file()
+        finalize(self, os.close, self._told)
         self._next = 0
         _rings[self.number] = self
 
@@ -58,6 +67,17 @@ class Ring:
         """The room for encoded images that goes with a slot, (bytes,)."""
         return self._encoded_WSE[slot.worker, slot.index]
 
+    def keep(self, slot: Slot, told: Any) -> int:
+        """Keep what is told of a slot's batch for the main process; how many bytes that takes."""
+        return os.pwrite(self._told, pickle.dumps(told), self._place(slot))
+
+    def kept(self, slot: Slot, size: int) -> Any:
+        """What was kept for a slot."""
+        return pickle.loads(os.pread(self._told, size, self._place(slot)))
+
+    def _place(self, slot: Slot) -> int:
+        return APART * (slot.worker * self._pixels_WSBCHW.shape[1] + slot.index)
+
     def release(self, slot: Slot) -> None:
         """Let the worker fill the buffer again. A worker's buffers must be released in the order they were taken."""
         self._free[slot.worker].release()
@@ -79,9 +99,9 @@ class SharedBatch(PixelBatch):
     slot: Slot | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickled is the number of the slot; the pixels lie in memory that both processes have
+        # pickled is the number of the slot; all else lies in memory that both processes have
         assert self.slot is not None
-        return _arrive, (self.slot, self.told())
+        return _arrive, (self.slot, ring_of(self.slot).keep(self.slot, self.told()))
 
     def told(self) -> dict[str, Any]:
         """All but the pixels."""
@@ -110,5 +130,14 @@ def ring_of(slot: Slot) -> Ring:
     return _rings[slot.ring]
 
 
-def _arrive(slot: Slot, told: dict[str, Any]) -> SharedBatch:
-    return SharedBatch(ring_of(slot).pixels(slot), **told, slot=slot)
+def _nameless_file() -> int:
+    """A file that is gone when nobody has it open, in memory where the system can do that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("batches")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _arrive(slot: Slot, size: int) -> SharedBatch:
+    ring = ring_of(slot)
+    return SharedBatch(ring.pixels(slot), **ring.kept(slot, size), slot=slot)
