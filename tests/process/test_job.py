@@ -19,6 +19,7 @@ from helpers.jobs import (
     check_layout,
     committed,
     everything,
+    free_port,
     identities,
     ledger,
     malformed,
@@ -142,6 +143,22 @@ def test_nothing_is_missing() -> None:
         outcome = nursery().predict("data.limit=9", f"output_dir={output}", ranks=ranks).expect(0)
         assert "nothing is missing" in outcome.stdout
     assert (snapshot(output), everything(output), (output / "manifest.json").read_text()) == before
+
+
+def test_nothing_is_missing_under_slurm() -> None:
+    """Its tasks are there from the start: those that rank 0 sends no plan would wait until the time limit."""
+    output, port = uninterrupted("data.limit=9"), str(free_port())
+    shape = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "NODEID": "0", "JOB_ID": "1", "JOB_NAME": "job"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SLURM_NODELIST": "127.0.0.1"}
+    given: dict[str, Any] = {f"SLURM_{name}": value for name, value in shape.items()} | meeting
+    tasks = [
+        nursery().start(
+            "data.limit=9", f"output_dir={output}", "trainer.devices=2", SLURM_PROCID=task, SLURM_LOCALID=task, **given
+        )
+        for task in ("0", "1")
+    ]
+    first, second = (task.wait().expect(0) for task in tasks)
+    assert "nothing is missing" in first.stdout and not second.stdout
 
 
 def test_limit_takes_the_first_images() -> None:

@@ -83,7 +83,7 @@ def run(config: DictConfig, outputs: Sequence[Output]) -> None:
     with ExitStack() as stack:
         sessions = [(one, stack.enter_context(session)) for one, session in open_sessions(config, outputs, trainer)]
         job = plan(config, sessions, source, spec, settings)
-        if job.plan.images or launch.torchrun_shape():
+        if job.plan.images or launch.is_waited_for(trainer):
             compiled, said = compilation(config.model.compile, job, trainer)
             data.plan = replace(job.to_send(), compile=compiled)
             if not job.joins:

@@ -174,6 +174,12 @@ def ranks_of(trainer: pl.Trainer) -> int:
     return trainer.num_nodes * trainer.num_devices
 
 
+def is_waited_for(trainer: pl.Trainer) -> bool:
+    """Whether other ranks run already, started by torchrun, SLURM or on another node: they wait for this one's plan."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.num_nodes > 1 or (environment is not None and environment.creates_processes_externally)
+
+
 def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:
     """Images per device and batch: as given; `auto` is what keeps a device of this kind busy, whatever the machine."""
     if batch_size == AUTO:
