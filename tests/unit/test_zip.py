@@ -80,3 +80,18 @@ def test_each_image_of_a_damaged_zip_is_one_sample_the_same_from_everywhere(
     found = read(shard)
     assert [one.position for one in found] == list(range(shard.images))
     assert read(shard, shard.images // 2) == found[shard.images // 2 :]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_image_that_cannot_be_unpacked_costs_itself_whatever_it_was_packed_by(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as file:
+        for number in range(3):
+            file.writestr(f"{number}.jpg", jpeg(seed=number))
+        middle = file.getinfo("1.jpg")
+    whole = bytearray(path.read_bytes())
+    at = middle.header_offset + 30 + len("1.jpg") + 16
+    whole[at : at + 40] = bytes(40)
+    path.write_bytes(whole)
+    (shard,) = shards(path)
+    assert [one.damage is None for one in read(shard)] == [True, False, True]

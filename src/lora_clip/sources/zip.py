@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from lora_clip.types import RawSample, WorkRange
 KIND = "zip"
 FILES = Wanted("data.zip", (".zip",), "zip file")
 MOST_BYTES = 512 << 20
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError)
-"""What `zipfile` raises for a member that is broken, encrypted, or packed by a method that it does not know."""
 OPEN = Parked()
 
 
@@ -93,7 +90,7 @@ class _Archive:
             if info.file_size > MOST_BYTES:
                 return _damaged(shard, position, key, path, f"larger than {MOST_BYTES >> 20} MiB")
             return RawSample(shard.id, position, key, path, self.zip.read(info), self._extras(key))
-        except DAMAGED as error:
+        except Exception as error:  # each method of packing has errors of its own for broken, encrypted or unknown data
             if self.file.failure is not None:
                 raise DataError(f"cannot read shard {self.path}: {self.file.failure}") from error
             return _damaged(shard, position, key, path, f"cannot be unpacked: {error or type(error).__name__}")
