@@ -128,9 +128,9 @@ def test_prometheus_reads_the_latest_value_of_each_figure(tmp_path: Path) -> Non
     path = tmp_path / "textfile/emb.prom"
     logger = PrometheusTextfile(str(path), job='shoes "2026"')
     logger.log_metrics({"images": 5, "rank_03/images_per_second": 2.5, "gpu_share": math.nan}, step=1)
-    logger.log_metrics({"images": 9, "run/wall_seconds": 3.25})
+    logger.log_metrics({"images": 5_850_000_009, "run/wall_seconds": 3.25})
     assert path.read_text().splitlines() == [
-        r'lora_clip_images{job="shoes \"2026\""} 9',
+        r'lora_clip_images{job="shoes \"2026\""} 5850000009',
         r'lora_clip_rank_images_per_second{job="shoes \"2026\"",rank="3"} 2.5',
         r'lora_clip_run_wall_seconds{job="shoes \"2026\""} 3.25',
     ]

@@ -40,7 +40,7 @@ class PrometheusTextfile(Logger):
         """Replace the file. Raises StorageError."""
         self._values |= {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, "".join(f"{self._labelled(name)} {value:g}\n" for name, value in self._values.items()))
+        write_text(self.path, "".join(f"{self._labelled(name)} {value:.15g}\n" for name, value in self._values.items()))
 
     def _labelled(self, name: str) -> str:
         job = self.job.replace("\\", r"\\").replace('"', r"\"")
