@@ -165,7 +165,8 @@ def test_too_many_rejects_end_the_run_and_say_why() -> None:
 def trainer_for(root: Path, sizes: dict[int, int]) -> pl.Trainer:
     """As much of a Trainer as the writer looks at."""
     plan = SimpleNamespace(share=None, targets=sizes, local=frozenset(sizes), images_each=[sum(sizes.values())])
-    return cast(pl.Trainer, SimpleNamespace(global_rank=0, datamodule=SimpleNamespace(plan=plan)))
+    strategy, data = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(plan=plan)
+    return cast(pl.Trainer, SimpleNamespace(global_rank=0, datamodule=data, strategy=strategy))
 
 
 def test_what_fails_on_the_thread_is_raised_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,8 @@ class EmbeddingWriter(BasePredictionWriter):
             committer_of(plan, root, rank, images, self.max_reject_fraction)
             for root, images in zip(self.output_dirs, plan.images_each, strict=True)
         ]
-        self._thread = threading.Thread(target=self._write, args=(committers,), name="writer", daemon=True)
+        given = committers, trainer.strategy.root_device
+        self._thread = threading.Thread(target=self._write, args=given, name="writer", daemon=True)
         self._thread.start()
 
     def write_on_batch_end(
@@ -242,7 +243,9 @@ class EmbeddingWriter(BasePredictionWriter):
         if self._error is not None:
             raise self._error
 
-    def _write(self, committers: Sequence[RangeCommitter]) -> None:
+    def _write(self, committers: Sequence[RangeCommitter], device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # a thread begins on the first GPU, and would take memory of it for each rank
         while (handed := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # keep emptying the queue, so that the main thread is never stuck in put
