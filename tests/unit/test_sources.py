@@ -100,6 +100,16 @@ def test_check_counts_the_files_that_a_folder_has_lost(tmp_path: Path) -> None:
     assert compare_inputs(records(*shards), None)[0] == [f"shard 0: {tmp_path} has lost 1 of 3 files"]
 
 
+def test_a_link_that_led_nowhere_from_the_start_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    shards = list(FolderSource(str(tmp_path)).shards([]))
+    assert compare_inputs(records(*shards), None) == ([], [])
+    (tmp_path / "a.jpg").unlink()
+    assert compare_inputs(records(*shards), None)[0] == [f"shard 0: {tmp_path} has lost 2 of 3 files"]
+
+
 # --- outputs of format 1 ---
 
 TAR_LINE = (

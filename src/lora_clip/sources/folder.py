@@ -57,7 +57,10 @@ class FolderSource:
         sizes = [_size(root, name) for name in files]
         digest = hashlib.sha256(b"".join(map(listing_entry, files, sizes))).hexdigest()
         extensions = Counter(webdataset_extension(name) for name in files)
-        return Shard(shard_id, KIND, root, len(files), sum(sizes), digest, extensions, left_out, {"files": files})
+        state = {"files": files}
+        if absent := [name for name, size in zip(files, sizes, strict=True) if not size and _is_absent(root, name)]:
+            state["absent"] = absent  # links that lead nowhere: rejected, and not to be missed later
+        return Shard(shard_id, KIND, root, len(files), sum(sizes), digest, extensions, left_out, state)
 
     def read(self, shard: Shard, work: WorkRange) -> Iterator[RawSample]:
         """The files at the positions of `work`, with their captions and metadata.
@@ -78,7 +81,8 @@ class FolderSource:
 
     def check(self, shard: Shard) -> str | None:
         """How many of the files that were embedded are gone."""
-        gone = sum(not Path(shard.path, name).exists() for name in shard.state["files"])
+        there = set(shard.state["files"]).difference(shard.state.get("absent", ()))
+        gone = sum(_is_absent(shard.path, name) for name in there)
         return f"has lost {gone} of {shard.images} files" if gone else None
 
 
@@ -102,6 +106,10 @@ def _extras(root: str, key: str) -> dict[str, bytes]:
         except UnreadableError:
             continue
     return extras
+
+
+def _is_absent(root: str, name: str) -> bool:
+    return not Path(root, name).exists()
 
 
 def _size(root: str, name: str) -> int:
