@@ -60,6 +60,10 @@ def test_a_source_is_one_line_and_is_asked_for_by_name_in_messages(monkeypatch: 
         open_source({})
     with pytest.raises(ConfigError, match=r"both of data.folder and data.disc are set"):
         open_source({"folder": "x", "disc": "y"})
+    with pytest.raises(
+        ConfigError, match=r"\(without data=…, the demo's shards are\): type data=shards .*folder=/path"
+    ):
+        open_source({"folder": "x", "shards": "y"})
 
 
 def test_sources_that_are_not_used_are_not_imported() -> None:

@@ -129,11 +129,13 @@ def open_source(config: Mapping[str, Any]) -> Source:
     """
     named = [kind for kind, source in SOURCES.items() if config.get(source.key) is not None]
     if len(named) != 1:
-        keys = [f"data.{SOURCES[kind].key}" for kind in named or SOURCES]
+        offered = [SOURCES[kind] for kind in named or SOURCES]
+        keys = [f"data.{source.key}" for source in offered]
         found = f"both of {' and '.join(keys)} are" if named else f"neither of {' and '.join(keys)} is"
         found = found if len(keys) == 2 else f"{len(named) or 'none'} of {', '.join(keys)} are"
-        how = ", or ".join(f"data={source.key} data.{source.key}={source.example}" for source in SOURCES.values())
-        raise ConfigError(f"{found} set: type {how}")
+        why = " (without data=…, the demo's shards are)" if "data.shards" in keys and named else ""
+        how = ", or ".join(f"data={source.key} data.{source.key}={source.example}" for source in offered)
+        raise ConfigError(f"{found} set{why}: type {how}")
     return _made(named[0], config[SOURCES[named[0]].key], parse_image_key(config.get("image_key")))
 
 
