@@ -20,6 +20,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
     Raises ConfigError.
     """
+    for argument in arguments:
+        if key := _dashed(argument):
+            raise ConfigError(f"{argument}: keys are typed without dashes and with =: {key}=…")
     typed = [argument for argument in arguments if argument[:1] != "-"]
     times = Counter(argument.partition("=")[0] for argument in typed if "=" in argument)
     for key, count in times.items():
@@ -32,6 +35,13 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{argument} has no value: type {argument}=…")
         if argument.startswith("="):
             raise ConfigError(f"{argument} has no key: type key{argument}, without a blank")
+
+
+def _dashed(argument: str) -> str | None:
+    """The key that is meant by `--output_dir`, `--batch-size` and the like, which Hydra takes for its own flags."""
+    name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+    meant = [key for key in _names() if name in (key, key.rpartition(".")[2])] if argument[:2] == "--" else []
+    return meant[0] if meant else None
 
 
 def with_own_model(arguments: Sequence[str]) -> list[str]:
@@ -116,13 +126,17 @@ def _meant_key(given: str) -> str:
     group, dot, name = given.rpartition(".")
     own = {key.rpartition(".")[2]: key for key in _names() if dot and key.startswith(f"{group}.")}
     if close := difflib.get_close_matches(name, own, n=1):
-        return f": did you mean {own[close[0]]}?"
+        return _meant(own[close[0]])
     return "" if own else _did_you_mean(given, _known())
 
 
 def _did_you_mean(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, list(known), n=1)
-    return f": did you mean {close[0]}?" if close else ""
+    return _meant(close[0]) if close else ""
+
+
+def _meant(key: str) -> str:
+    return f" (did you mean {key}?)"
 
 
 def _names() -> list[str]:
