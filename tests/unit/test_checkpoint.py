@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +164,22 @@ def test_adapter_that_is_a_file(base: Path, tmp_path: Path) -> None:
     (tmp_path / "lora_weights.pt").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(AdapterError, match=r"(?s)is a file.*pickle.*weights_only=True"):
         find_checkpoint(str(base), str(tmp_path / "lora_weights.pt"))
+
+
+def test_a_file_of_a_model_or_an_adapter_is_answered_with_its_folder(base: Path, adapter: Path) -> None:
+    with pytest.raises(AdapterError, match=rf"is a file: give the folder that it lies in, {adapter}$"):
+        find_checkpoint(str(base), str(adapter / "adapter_model.safetensors"))
+    with pytest.raises(ModelError, match=rf"is a file: give the folder that it lies in, {base}$"):
+        find_checkpoint(str(base / "model.safetensors"), None)
+
+
+def test_a_folder_of_checkpoints_is_answered_with_the_latest(base: Path, adapter: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint-900", "checkpoint-1000"):
+        shutil.copytree(adapter, tmp_path / "run" / name)
+    with pytest.raises(
+        AdapterError, match=r"below it: checkpoint-900, checkpoint-1000\. .*adapter=.*run/checkpoint-1000$"
+    ):
+        find_checkpoint(str(base), str(tmp_path / "run"))
 
 
 def test_sum_of_adapters(base: Path, adapter: Path, tmp_path: Path) -> None:

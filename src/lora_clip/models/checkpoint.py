@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,8 @@ def _compare_bases(base: str, base_folder: Path, trained_on: str, adapter_folder
 def _base_folder(name: str) -> Path:
     name = name.removeprefix(HUB)
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ModelError(f"model.base={name} is a file: give the folder that it lies in, {folder.parent}")
     if not folder.is_dir():
         folder = download(name, (*BASE_FILES, *TOKENIZER_FILES), "model.base")
     if (folder / "adapter_config.json").is_file():  # transformers would put that adapter onto the base, unasked
@@ -187,6 +190,8 @@ def _open_clip(folder: Path) -> str:
 
 def _adapter_folder(name: str) -> Path:
     folder = Path(name).expanduser()
+    if folder.is_file() and (folder.parent / "adapter_config.json").is_file():
+        raise AdapterError(f"model.adapter={name} is a file: give the folder that it lies in, {folder.parent}")
     if is_of_clip_lora(folder):
         return folder
     if folder.is_file():
@@ -197,6 +202,11 @@ def _adapter_folder(name: str) -> Path:
         )
     if not folder.is_dir():
         folder = download(name, ADAPTER_FILES, "model.adapter")
+    if below := _adapters_below(folder):
+        raise AdapterError(
+            f"adapter {name} is no adapter itself: below it: {', '.join(below)}. "
+            f"Give one of them, as in model.adapter={folder / below[-1]}"
+        )
     for file in ADAPTER_FILES:
         if not (folder / file).is_file():
             raise AdapterError(
@@ -204,6 +214,14 @@ def _adapter_folder(name: str) -> Path:
                 f"pickled weights are not loaded): {_files(folder)}"
             )
     return folder
+
+
+def _adapters_below(folder: Path) -> list[str]:
+    """The adapters in a folder that is none itself, such as a trainer's checkpoints, the latest of them last."""
+    if (folder / "adapter_config.json").is_file():
+        return []
+    names = [path.parent.name for path in folder.glob("*/adapter_config.json")]
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)])
 
 
 def _files(folder: Path) -> str:
