@@ -75,13 +75,15 @@ def test_after_an_error_nothing_is_left_and_the_old_file_stays(tmp_path: Path, e
 def test_a_refusing_file_system_is_one_message(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os if step == "fsync" else Path, step, full)
     for write in (lambda: write_text(tmp_path / "a", "x"), lambda: _together(tmp_path, tmp_path, "a", "b")):
-        with pytest.raises(StorageError, match=r"cannot write .*[ab]: No space left.*type the same command"):
+        with pytest.raises(
+            StorageError, match=r"cannot write .*[ab]: No space left.*make room and type the same command"
+        ):
             write()
         assert names(tmp_path) == []
 
 
 def test_a_folder_that_is_not_there_is_the_same_message(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot write .*a: No such file"):
+    with pytest.raises(StorageError, match=r"cannot write .*a: No such file.*put that right and type the same"):
         write_text(tmp_path / "gone" / "a", "x")
 
 

@@ -6,6 +6,7 @@ process leaves that is killed on the way is a `.NAME.PID-RANDOM.tmp`, which `lef
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -138,9 +139,10 @@ def sync_folder(folder: Path) -> None:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """What a user is told when the file system refuses."""
+    remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
     return StorageError(
         f"cannot write {path}: {error.strerror or error}. What is finished is safe: "
-        "make room and type the same command again"
+        f"{remedy} and type the same command again"
     )
 
 
