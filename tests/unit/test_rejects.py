@@ -25,3 +25,5 @@ def test_of_a_cut_jpeg_the_upper_part_is_seen() -> None:
 
 def test_one_cause_is_one_reason_whatever_its_figures() -> None:
     assert general("5 of 900 bytes are missing") == general("77 of 12,345 bytes are missing")
+    assert general("truncated (1 bytes not processed)") == "truncated (… bytes not processed)"
+    assert general("it begins with b'<a b=\\'c'") == general('it begins with b"it\'s"') == "it begins with …"
