@@ -58,4 +58,6 @@ def test_stages_are_shares_of_the_time_of_those_who_spend_it() -> None:
     assert (ranks.who, workers.who, writers.who) == ("1 rank", "2 workers", "1 writing thread")
     assert dict(ranks.shares)["in the model"] == 0.5 and dict(writers.shares)["writing"] == 0.1
     assert dict(workers.shares)["decoding and resizing"] == 0.4 and workers.seconds == 20
+    early = clocks({"predict_seconds": 4.0, "ranks": 1, "workers": 2, "stage_seconds": seconds})[1]
+    assert sum(share for _, share in early.shares) == 1 and early.seconds == 12  # they had begun before
     assert clocks({"predict_seconds": 0.0, "ranks": 1, "workers": 2, "stage_seconds": {}}) == []

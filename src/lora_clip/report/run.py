@@ -104,7 +104,7 @@ def _figures(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{manifest['rows']:,}", f"embeddings of width {manifest['width']}"),
         *_captions(manifest),
         (f"{manifest['rejects']:,}", "images rejected"),
-        (f"{manifest['shards']:,}", "shards"),
+        (f"{manifest['shards']:,}", "shard" if manifest["shards"] == 1 else "shards"),
         (f"{run['images_per_second'] or 0:,.0f}", "images/s in the latest run"),
         (f"{(run['waiting_share'] or 0):.0%}", "of the time waiting for data"),
     ]

@@ -97,5 +97,6 @@ def clocks(run: Mapping[str, Any]) -> list[Clock]:
 
 
 def _clock(kind: str, count: int, whole: float, names: Mapping[str, str], seconds: Mapping[str, float]) -> Clock:
-    shares = [(name, min(1.0, seconds.get(stage, 0.0) / whole)) for stage, name in names.items()]
+    whole = max(whole, sum(seconds.get(stage, 0.0) for stage in names))  # workers begin before the run's clock does
+    shares = [(name, seconds.get(stage, 0.0) / whole) for stage, name in names.items()]
     return Clock(f"{count} {kind if count > 1 else kind[:-1]}", shares, whole)
