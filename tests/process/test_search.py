@@ -16,13 +16,14 @@ from transformers import CLIPModel, CLIPTokenizer
 from helpers.images import encode, photo, write_tar
 from helpers.jobs import lora_clip, new_folder, nursery, uninterrupted
 from helpers.models import edit_weights, quiet_peft, save_adapter, save_base
+from lora_clip.app.subcommands.search import show
 from lora_clip.demo import DEMO
 from lora_clip.errors import DataError, ModelError, OutputError
 from lora_clip.models.checkpoint import Checkpoint
 from lora_clip.models.clip import Clip
 from lora_clip.models.embedder import MergedEmbedder
 from lora_clip.models.text import TextEncoder
-from lora_clip.search import Collection, open_output
+from lora_clip.search import Collection, Hit, open_output
 from lora_clip.search.page import contact_sheet
 from lora_clip.search.query import QueryEncoder
 
@@ -172,6 +173,16 @@ def test_a_model_without_tokenizer_takes_images_only(tmp_path: Path) -> None:
     assert encoder.image(photo(40, 30)).shape == (16,)
     with pytest.raises(ModelError, match="only images"):
         encoder.text(["abc"])
+
+
+def test_a_hit_in_a_folder_is_told_by_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def hit(shard: Path, caption: str | None) -> Hit:
+        return Hit(0.5, "a", str(shard), 0, caption, None, None, f"{shard}/a.jpg", 1, 1, 0, 0, None)  # type: ignore[arg-type]
+
+    show([("red", [hit(tmp_path, None), hit(tmp_path / "0.tar", "apple")])], as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "red", f"   1   0.500  a  {tmp_path}/a.jpg", f"   2   0.500  a  {tmp_path}/0.tar  apple"
+    ]  # fmt: skip
 
 
 def test_the_command_prints_hits_and_writes_a_page(adapted: Path, tmp_path: Path) -> None:

@@ -80,7 +80,13 @@ def show(found: list[tuple[str, list[Hit]]], as_json: bool) -> None:
     for query, hits in found:
         print(printable(query))
         for rank, hit in enumerate(hits, 1):
-            print(f"{rank:4}  {hit.score:6.3f}  {printable(hit.key)}  {printable(hit.shard)}  {printable(hit.caption)}")
+            told = (printable(text) for text in (hit.key, place(hit), hit.caption) if text)
+            print(f"{rank:4}  {hit.score:6.3f}  {'  '.join(told)}")
+
+
+def place(hit: Hit) -> str:
+    """The file of an image that has one of its own, else its shard."""
+    return hit.image_path if Path(hit.shard).is_dir() else hit.shard
 
 
 def printable(text: str | None) -> str:
