@@ -24,6 +24,11 @@ def test_a_fingerprint_that_differs_is_refused_by_name(tmp_path: Path) -> None:
     provenance.check_fingerprint(tmp_path, KIND)
     with pytest.raises(OutputError, match=r"adapter.weights: a there, b wanted"):
         provenance.check_fingerprint(tmp_path, {**KIND, "adapter": {"weights": "b"}})
+    write_manifest(tmp_path, {"format": FORMAT, "model": {"base": "/m/base", "adapter": "/m/step-1000"}})
+    session = OutputSession(tmp_path, resume=True)
+    session.joined = True  # what is there is to be kept
+    with pytest.raises(OutputError, match=r"there: model.base=/m/base model.adapter=/m/step-1000"):
+        session.check({**KIND, "adapter": {"weights": "b"}})
 
 
 def test_a_folder_without_output_is_told_in_one_message(tmp_path: Path) -> None:

@@ -59,8 +59,11 @@ def write_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
     write_text(root / "fingerprint.json", json.dumps({"format": FORMAT, **fingerprint}, indent=2) + "\n")
 
 
-def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
-    """Raises OutputError, naming the differences, where the directory holds embeddings of another kind."""
+def check_fingerprint(root: Path, wanted: Fingerprint, made_by: Mapping[str, Any] | None = None) -> None:
+    """Raises OutputError, naming the differences, where the directory holds embeddings of another kind.
+
+    `made_by` has the names of the model that made what is there, where they are known: digests name nothing to people.
+    """
     found = read_fingerprint(root)
     if found is None or found == wanted:
         return
@@ -69,9 +72,13 @@ def check_fingerprint(root: Path, wanted: Fingerprint) -> None:
     lines = [f"  {key}: {before.get(key)} there, {now.get(key)} wanted" for key in changed]
     raise OutputError(
         f"{root} holds embeddings of another kind, and one directory holds one kind:\n"
-        + "\n".join(lines)
+        + "\n".join([*lines, *_named(made_by)])
         + "\nGive another output_dir, or resume=false to discard what is there"
     )
+
+
+def _named(made_by: Mapping[str, Any] | None) -> list[str]:
+    return [f"  there: model.base={made_by['base']} model.adapter={made_by['adapter']}"] if made_by else []
 
 
 def flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

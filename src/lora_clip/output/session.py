@@ -111,7 +111,8 @@ class OutputSession:
     def check(self, fingerprint: provenance.Fingerprint) -> None:
         """Raises OutputError where the directory holds embeddings of another kind that are to be kept."""
         if self.joined or self._continues():
-            provenance.check_fingerprint(self.root, fingerprint)
+            made_by = (read_manifest(self.root) or {}).get("model")
+            provenance.check_fingerprint(self.root, fingerprint, made_by)
 
     def known_inputs(self) -> Iterable[dict[str, Any]]:
         """The input shards of earlier runs that are to be continued, with what those runs counted."""
