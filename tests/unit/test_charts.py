@@ -101,6 +101,12 @@ def test_equal_values_are_not_spread() -> None:
     assert step * len(counts) >= charts.NARROWEST and sum(count > 0 for count in counts) <= 2
 
 
+def test_no_two_edges_of_a_narrow_histogram_are_written_alike() -> None:
+    drawn = ElementTree.fromstring(charts.histogram("cosine", np.linspace(0.9998, 1, 50)).document())
+    edges = [text for one in drawn.iter(f"{SVG}text") if (text := one.text or "").startswith(("0.99", "1.0"))]
+    assert len(edges) >= 3 and len(set(edges)) == len(edges)
+
+
 def test_a_bar_is_as_long_as_its_share() -> None:
     chart = charts.shares("recall", [("a", 0.25, 1.0)], [Kind("first", 1), Kind("second", 0)])
     bars = [part for part in chart.elements if part.tag == "rect" and float(part.attrib["height"]) > 11]

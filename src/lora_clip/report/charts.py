@@ -366,12 +366,14 @@ def histogram(title: str, values_N: np.ndarray) -> Chart:
     first, step, counts = round_bins(values_N)
     frame = BARE._replace(most=nice_ceiling(max(counts)))
     wide = frame.width / len(counts)
+    decimals = max(0, -math.floor(math.log10(step)))
+    edges = [f"{(first + at) * step:.{decimals}f}" for at in range(len(counts) + 1)]
     elements = [*axis(frame, "{:,.6g}"), _across(frame, title)]
     for at, count in enumerate(counts):
-        told = f"{(first + at) * step:.4g} to {(first + at + 1) * step:.4g}: {count:,}"
+        told = f"{edges[at]} to {edges[at + 1]}: {count:,}"
         elements += [bar(frame, frame.left + at * wide, wide - 1, count, "c0", told)] if count else []
     for at in range(-first % 5, len(counts) + 1, 5):
-        elements.append(label(frame.left + at * wide, frame.floor + 18, f"{(first + at) * step:.4g}"))
+        elements.append(label(frame.left + at * wide, frame.floor + 18, edges[at]))
     return Chart(BARS_WIDTH, BARS_HEIGHT, title, f"median {np.median(values_N):.3f}, of {len(values_N):,}", elements)
 
 
