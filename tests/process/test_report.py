@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_all_of_a_run_is_there_and_nothing_runs(report: str) -> None:
     for heading in ("Over time", "Where the time went", "Map of the embeddings", "nearest neighbours", "Rejected"):
         assert heading in report
     assert "<script" not in report and "&lt;script&gt;" in report and "default-src 'none'" in report
+    assert re.search(r">20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC<", report)
     assert "<h2>Versions" in report and "<h2>Fingerprint" in report and "prefers-color-scheme: dark" in report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def run_page(root: Path, small: Small | None = None) -> RunPage:
         map=embedding_map(rows, pictures) if rows else None,
         neighbours=gallery(rows, pictures) if rows else [],
         rejects=[_rejected(reason, pictures) for reason in collect(root)],
-        run=[(key, value) for key, value in flatten(run) if key not in SHOWN_ABOVE],
+        run=[(key, _told(key, value)) for key, value in flatten(run) if key not in SHOWN_ABOVE],
         fingerprint=list(flatten(manifest["fingerprint"])),
         versions=list(flatten(manifest["versions"])),
     )
@@ -108,6 +109,11 @@ def _figures(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{run['images_per_second'] or 0:,.0f}", "images/s in the latest run"),
         (f"{(run['waiting_share'] or 0):.0%}", "of the time waiting for data"),
     ]
+
+
+def _told(key: str, value: Any) -> Any:
+    """When a run started as people write it; other figures as they are."""
+    return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC" if key == "started" else value
 
 
 def _captions(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
