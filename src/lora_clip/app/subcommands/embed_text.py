@@ -48,7 +48,9 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file. Raises DataError where it cannot be read, has none, or has an empty one."""
     try:
         lines = path.read_text("utf-8-sig").split("\n")  # no other character ends a line, as in the tools of a shell
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as text (UTF-8): {error}") from error
     lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     if not lines:
