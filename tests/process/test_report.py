@@ -31,6 +31,7 @@ def test_all_of_a_run_is_there_and_nothing_runs(report: str) -> None:
         assert heading in report
     assert "<script" not in report and "&lt;script&gt;" in report and "default-src 'none'" in report
     assert re.search(r">20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC<", report)
+    assert "<b>1</b>shard<" in report
     assert "<h2>Versions" in report and "<h2>Fingerprint" in report and "prefers-color-scheme: dark" in report
 
 
