@@ -1,4 +1,4 @@
-"""A stage that lets a worker begin, and holds it until a test opens the gate: the file that `GATE` names."""
+"""Stages by which a test decides when a job goes on, however fast the machine is; `Gate` and `Meeting` type them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from pathlib import Path
 
 from lora_clip.types import RawSample
 
-LET_THROUGH = 25
-"""So many images of each worker pass at once, so that each start of a job commits something."""
+PAUSE = 0.02
 
 
 def stage(samples: Iterator[RawSample]) -> Iterator[RawSample]:
-    """The samples; the most of them when the gate is open."""
-    gate = Path(os.environ["GATE"])
+    """The samples; of each worker only so many until the gate is open: the file that `GATE` names."""
+    gate, let_through = Path(os.environ["GATE"]), int(os.environ["LET_THROUGH"])
     for number, sample in enumerate(samples):
-        while number >= LET_THROUGH and not gate.exists():
-            time.sleep(0.02)
+        while number >= let_through and not gate.exists():
+            time.sleep(PAUSE)
+        yield sample
+
+
+def together(samples: Iterator[RawSample]) -> Iterator[RawSample]:
+    """The samples, once each of the job's ranks has taken some; they meet in the folder that `MEETING` names."""
+    folder, ranks = Path(os.environ["MEETING"]), int(os.environ["RANKS"])
+    for number, sample in enumerate(samples):
+        if not number:
+            (folder / os.environ.get("LOCAL_RANK", "0")).touch()
+        while len(list(folder.iterdir())) < ranks:
+            time.sleep(PAUSE)
         yield sample

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -19,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -39,6 +40,8 @@ PATIENCE = 120.0
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PORTS = (15_000, 31_000)
 """Below those of which Linux takes one for a connection that is begun."""
+WORKERS = 8
+"""As many test processes as scripts/test starts at most."""
 MAIN = str(PROJECT / "src" / "lora_clip" / "__main__.py")
 NURSERY = Path(__file__).with_name("nursery.py")
 
@@ -121,15 +124,34 @@ class Job:
         """Let it go on."""
         self.signal_all(signal.SIGCONT)
 
-    def gone(self, seconds: float = 15) -> bool:
+    def kill(self) -> None:
+        """Kill all its processes, those too that one of them forks meanwhile."""
+        self.signal_all(signal.SIGKILL)
+        self.wait()
+        while members := self.members():
+            for process in members:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+
+    def gone(self, seconds: float = PATIENCE) -> bool:
         """Whether all its processes end within some time."""
         return wait_for(lambda: not self.members(), seconds)
+
+
+@cache
+def ports() -> Iterator[int]:
+    """Ports for the jobs of this test process, in turn: its neighbours under xdist have others."""
+    first, last = PORTS
+    many = (last - first) // WORKERS
+    first += many * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % WORKERS)
+    begin = random.SystemRandom().randrange(many)  # hypothesis seeds the other one, for all
+    return (first + number % many for number in itertools.count(begin))
 
 
 def free_port() -> int:
     """A TCP port that nothing listens at, and that the kernel gives to no connection: it is taken seconds later."""
     while True:
-        port = random.SystemRandom().randint(*PORTS)  # hypothesis seeds the other one, for all
+        port = next(ports())
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
@@ -293,6 +315,48 @@ def new_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=session_folder()))
 
 
+class Stage:
+    """A stage of gate.py in a job: `TYPED` is typed, and the job started with `options`.
+
+    Its name is part of what is embedded: who goes on with the output types it too.
+    """
+
+    TYPED: ClassVar[str]
+
+    def __init__(self, folder: Path | None, **variables: str) -> None:
+        self.folder, self.variables = folder or new_folder(), variables
+        shutil.copy(PROJECT / "tests/helpers/gate.py", self.folder)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How a job is started that has it."""
+        return {"folder": self.folder, **self.variables}
+
+
+class Gate(Stage):
+    """Each worker gets so many images, and is held until the gate is opened: the job is caught at work for certain."""
+
+    TYPED = "data.stages=[gate:stage]"
+
+    def __init__(self, images: int = 0) -> None:
+        self._file = new_folder() / "open"
+        super().__init__(None, GATE=str(self._file), LET_THROUGH=str(images))
+
+    def open(self) -> Gate:
+        """Let all workers go on, those too that come later."""
+        self._file.touch()
+        return self
+
+
+class Meeting(Stage):
+    """Each of a job's ranks gets work, however late it begins: the others wait for it with their first image."""
+
+    TYPED = "data.stages=[gate:together]"
+
+    def __init__(self, ranks: int, folder: Path | None = None) -> None:
+        super().__init__(folder, MEETING=str(new_folder()), RANKS=str(ranks))
+
+
 @cache
 def uninterrupted(*overrides: object) -> Path:
     """The output of one rank that nothing disturbed, shared by the tests: to be compared with, not to be changed."""
@@ -318,9 +382,9 @@ def everything(folder: Path) -> list[str]:
 
 
 def ledger(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """Each rank's committed lines."""
+    """Each rank's committed lines; not the one that is just being written."""
     return {
-        int(path.stem.removeprefix("rank_")): [json.loads(line) for line in path.read_text().splitlines()]
+        int(path.stem.removeprefix("rank_")): [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         for path in sorted((folder / "ranks").glob("*.jsonl"))
     }
 

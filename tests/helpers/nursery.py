@@ -29,11 +29,13 @@ class Ended:
         self.statuses: dict[int, int] = {}
 
     def reap(self, *_: object) -> None:
-        """Of all that have ended; for SIGCHLD."""
+        """Of all that have ended; for SIGCHLD, which interrupts its own handler otherwise."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 self.statuses[ended[0]] = os.waitstatus_to_exitcode(ended[1])
         self.tell()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def tell(self) -> None:
         """Write the statuses down, each in one step."""

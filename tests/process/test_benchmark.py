@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.jobs import COMMAND
+from helpers.jobs import lora_clip
 from helpers.models import save_adapter, save_base
 from lora_clip.benchmark import collection, extras, loops, peers, quick
 from lora_clip.benchmark.ceilings import Ceilings
@@ -327,13 +327,9 @@ def test_three_adapters_in_one_pass_are_measured_beside_one(material: Material, 
 # --- All of it, as a user runs it --------------------------------------------------------------------------------
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "benchmark", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
-
 def test_the_whole_benchmark(material: Material, tmp_path: Path) -> None:
-    done = run(
+    done = lora_clip(
+        "benchmark",
         *("--base", material.base, "--adapter", material.adapter, "--shards", material.shards, "--work", tmp_path),
         *("--subset", 20, "--seconds", 0.1, "--repeats", 1, "--workers", "auto", "--only", f"{LOOP},{JOB}"),
         *("--json", tmp_path / "b.json", "--chart", tmp_path / "b.svg"),
@@ -348,13 +344,13 @@ def test_the_whole_benchmark(material: Material, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told_in_a_line(material: Material, tmp_path: Path) -> None:
-    unknown = run("--shards", material.shards, "--work", tmp_path, "--base", material.base)
+    unknown = lora_clip("benchmark", "--shards", material.shards, "--work", tmp_path, "--base", material.base)
     assert unknown.returncode == 2 and unknown.stderr.startswith("error: give both --base and --adapter")
     named = ("--base", material.base, "--adapter", material.adapter, "--work", tmp_path)
-    nothing = run("--shards", material.shards, *named, "--only", "no-such")
+    nothing = lora_clip("benchmark", "--shards", material.shards, *named, "--only", "no-such")
     assert nothing.returncode == 2 and "no such pattern: no-such" in nothing.stderr
     (tmp_path / "empty").mkdir()
-    empty = run("--shards", tmp_path / "empty", *named)
+    empty = lora_clip("benchmark", "--shards", tmp_path / "empty", *named)
     assert empty.returncode == 2 and "holds 0 images in tars" in empty.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from helpers.bucket import NAME, Bucket, s3_bucket
 from helpers.images import jpeg, write_tar
-from helpers.jobs import Job, check_layout, new_folder, nursery, snapshot, uninterrupted, wait_for
+from helpers.jobs import Gate, Job, check_layout, new_folder, nursery, snapshot, uninterrupted, wait_for
 from lora_clip.loading.plan import SMALL
 
 SLOW = ("data.batch_size=4", "data.num_workers=1")
@@ -26,9 +25,10 @@ def bucket() -> Iterator[Bucket]:
         yield bucket
 
 
-def start(bucket: Bucket, name: str, *typed: object, ranks: int = 1) -> Job:
-    where: dict[str, Any] = dict(bucket.environment)
-    return nursery().start(f"output_dir=s3://{NAME}/{name}", *SHARE, *typed, ranks=ranks, **where)
+def start(bucket: Bucket, name: str, *typed: object, ranks: int = 1, gate: Gate | None = None) -> Job:
+    options: dict[str, Any] = {**bucket.environment, **(gate.options if gate else {})}
+    stages = [Gate.TYPED] if gate else []
+    return nursery().start(f"output_dir=s3://{NAME}/{name}", *SHARE, *typed, *stages, ranks=ranks, **options)
 
 
 def keys(bucket: Bucket, name: str) -> list[str]:
@@ -80,11 +80,11 @@ def test_a_job_of_two_ranks_writes_what_a_local_one_writes(bucket: Bucket, jobs:
 
 
 def test_a_killed_job_is_gone_on_with(bucket: Bucket, jobs: list[Job]) -> None:
-    jobs.append(start(bucket, "killed"))
+    gate = Gate(160)
+    jobs.append(start(bucket, "killed", gate=gate))
     assert wait_for(partial(committed, bucket, "killed", 3))
-    jobs[0].signal_all(signal.SIGKILL)
-    assert jobs[0].gone()
-    start(bucket, "killed").wait().expect(0)
+    jobs[0].kill()
+    start(bucket, "killed", gate=gate.open()).wait().expect(0)
     check(bucket, "killed")
 
 
@@ -99,10 +99,11 @@ def shards() -> Path:
 
 
 def test_of_two_jobs_over_uncounted_shards_one_is_killed(bucket: Bucket, jobs: list[Job], shards: Path) -> None:
-    options = ("data=shards", f"data.shards={shards}")
-    jobs += [start(bucket, "two", *options) for _ in range(2)]
+    options, gates = ("data=shards", f"data.shards={shards}"), (Gate(530), Gate(530))
+    jobs += [start(bucket, "two", *options, gate=gate) for gate in gates]
     assert wait_for(partial(committed, bucket, "two", 1))
-    jobs[0].signal_all(signal.SIGKILL)
+    jobs[0].kill()
+    gates[1].open()
     jobs[1].wait().expect(0)
     copy = download(bucket, "two")
     assert snapshot(copy) == snapshot(uninterrupted(*SLOW, *options))
@@ -111,10 +112,11 @@ def test_of_two_jobs_over_uncounted_shards_one_is_killed(bucket: Bucket, jobs: l
 
 
 def test_a_frozen_job_wakes_up_when_others_have_done_its_work(bucket: Bucket, jobs: list[Job]) -> None:
-    jobs.append(start(bucket, "frozen"))
+    gate = Gate(160)
+    jobs.append(start(bucket, "frozen", gate=gate))
     assert wait_for(partial(committed, bucket, "frozen", 2))
     jobs[0].freeze()
-    jobs.append(start(bucket, "frozen"))
+    jobs.append(start(bucket, "frozen", gate=gate.open()))
     jobs[1].wait().expect(0)
     check(bucket, "frozen")
     jobs[0].thaw()

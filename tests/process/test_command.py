@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.jobs import COMMAND, PROJECT, environment, lora_clip, new_folder, nursery, uninterrupted
+from helpers.jobs import COMMAND, PROJECT, Meeting, environment, lora_clip, new_folder, nursery, uninterrupted
 from lora_clip import __version__
 from lora_clip.app.command import COMMANDS
 from lora_clip.search.index import read_record
@@ -89,7 +89,8 @@ def test_predict_py_is_embed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_further_ranks_run_the_same_command(launcher: str, tmp_path: Path) -> None:
-    typed = ["embed", "trainer.accelerator=cpu", "data.batch_size=4", "data.limit=20"]
+    variables = environment(**Meeting(2, tmp_path).variables)
+    typed = ["embed", "trainer.accelerator=cpu", "data.batch_size=4", "data.limit=20", Meeting.TYPED]
     line = [*COMMAND, *typed, "trainer.devices=2"]
     if launcher == "torchrun":
         line = [
@@ -101,7 +102,7 @@ def test_further_ranks_run_the_same_command(launcher: str, tmp_path: Path) -> No
             *COMMAND[1:],
             *typed,
         ]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=240)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=variables)
     assert done.returncode == 0, done.stderr
     assert "on 2 ranks" in done.stdout and "verified: 20 images" in done.stdout
     assert len(list((tmp_path / "outputs" / "ranks").iterdir())) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from helpers.jobs import (
     PROJECT,
+    Gate,
     Job,
     check_layout,
     committed,
@@ -38,28 +38,33 @@ class Gated:
     """A job that begins, commits something at each start, and ends only when the gate is opened."""
 
     def __init__(self, shards: Path, folder: Path) -> None:
-        self.shards, self.folder, self.output, self.gate = shards, folder, folder / "output", folder / "open"
-        shutil.copy(PROJECT / "tests/helpers/gate.py", folder / "gate.py")
+        self.shards, self.output, self.gate = shards, folder / "output", Gate(25)
         self.jobs: list[Job] = []
 
-    def typed(self, output: Path) -> list[str]:
+    @property
+    def typed(self) -> list[str]:
         """What is typed after the command."""
         return [
-            "data=shards", f"data.shards={self.shards}", f"output_dir={output}", "data.batch_size=4",
-            "data.num_workers=1", "data.stages=[gate:stage]", "trainer.accelerator=cpu",
+            "data=shards", f"data.shards={self.shards}", f"output_dir={self.output}", "data.batch_size=4",
+            "data.num_workers=1", Gate.TYPED, "trainer.accelerator=cpu",
         ]  # fmt: skip
+
+    def finish(self) -> None:
+        """Open the gate, and do what is missing."""
+        nursery().predict(*self.typed, **self.gate.open().options).expect(0)
 
     def start_impatient(self, ranks: int) -> Job:
         """Start it with ranks that give one another up soon, once the gate is open."""
         script = str(PROJECT / "tests/helpers/impatient.py")
-        line = [script, *self.typed(self.output)]
-        self.jobs.append(job := nursery().start_script(line, ranks, self.folder, {"GATE": str(self.gate)}))
+        self.jobs.append(
+            job := nursery().start_script([script, *self.typed], ranks, self.gate.folder, self.gate.variables)
+        )
         return job
 
     def start(self, *launcher: str, **more: str) -> Job:
         """Start one node of it."""
-        more |= {"GATE": str(self.gate), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        job = start_line([*launcher, *self.typed(self.output)], more, self.folder)
+        more |= {**self.gate.variables, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        job = start_line([*launcher, *self.typed], more, self.gate.folder)
         self.jobs.append(job)
         return job
 
@@ -89,7 +94,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The output that one rank writes without any of this."""
     alone = Gated(shards, tmp_path_factory.mktemp("undisturbed"))
-    nursery().predict(*alone.typed(alone.output), folder=alone.folder, GATE=str(alone.folder)).expect(0)
+    alone.finish()
     return snapshot(alone.output)
 
 
@@ -98,8 +103,7 @@ def gated(shards: Path, tmp_path: Path) -> Iterator[Gated]:
     made = Gated(shards, tmp_path)
     yield made
     for job in made.jobs:
-        job.signal_all(signal.SIGKILL)
-        job.wait()
+        job.kill()
 
 
 def ranks_of(job: Job) -> dict[int, psutil.Process]:
@@ -139,7 +143,7 @@ def test_nodes_come_and_go(gated: Gated, undisturbed: dict[str, str]) -> None:
     kill_a_rank(second, next(iter(ranks_of(second))))
     again = gated.wait_for_more()
     second.signal_all(signal.SIGKILL)
-    gated.gate.touch()
+    gated.gate.open()
     first.wait(PATIENCE).expect(0)
     assert set(alone) < set(both) < set(again) <= set(gated.lines())
     assert lora_clip("verify", gated.output).returncode == 0
@@ -155,7 +159,7 @@ def test_a_frozen_rank_is_given_up(gated: Gated, undisturbed: dict[str, str], fr
     for process in (ranks[frozen], *ranks[frozen].children()):
         process.suspend()
     before = gated.lines()
-    gated.gate.touch()
+    gated.gate.open()
     assert wait_for(lambda: not ranks[1 - frozen].is_running(), PATIENCE), job.stderr
     told = (
         f"error: rank {frozen} was not heard of for 4 s: frozen, or cut off from this one. Type the same command again"
@@ -164,6 +168,6 @@ def test_a_frozen_rank_is_given_up(gated: Gated, undisturbed: dict[str, str], fr
     assert not (gated.output / "manifest.json").exists()
     job.signal_all(signal.SIGKILL)
     assert job.gone(PATIENCE), job.members()
-    nursery().predict(*gated.typed(gated.output), folder=gated.folder, GATE=str(gated.gate)).expect(0)
+    gated.finish()
     assert set(before) <= set(gated.lines())
     check_complete(gated, undisturbed)

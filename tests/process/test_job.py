@@ -15,6 +15,7 @@ import pytest
 from helpers.images import jpeg, write_tar
 from helpers.jobs import (
     PROJECT,
+    Meeting,
     Outcome,
     check_layout,
     committed,
@@ -85,7 +86,8 @@ def test_the_same_bytes_on_any_number_of_ranks_and_workers(ranks: int, workers: 
 @pytest.mark.parametrize(("launcher", "ranks"), [("python", 2), ("torchrun", 3)])
 def test_the_demo_under_real_launchers(launcher: str, ranks: int) -> None:
     output = new_folder() / "output"
-    outcome = predict(f"output_dir={output}", ranks=ranks, launcher=launcher).expect(0)
+    line = (f"output_dir={output}", Meeting.TYPED)
+    outcome = predict(*line, ranks=ranks, launcher=launcher, **Meeting(ranks).options).expect(0)
     assert snapshot(output) == snapshot(uninterrupted())
     check_layout(output, rows=IMAGES)
     assert f"verified: {IMAGES} images" in outcome.stdout
@@ -115,7 +117,8 @@ def test_one_big_tar_is_shared_by_ranks_and_workers() -> None:
     write_shard(place / "big.tar", 96, seed=5)
     plain, output = place / "plain", place / "output"
     nursery().predict(*typed(place / "big.tar", f"output_dir={plain}", "data.num_workers=0")).expect(0)
-    nursery().predict(*typed(place / "big.tar", f"output_dir={output}", "data.num_workers=2"), ranks=2).expect(0)
+    line = typed(place / "big.tar", f"output_dir={output}", "data.num_workers=2", Meeting.TYPED)
+    nursery().predict(*line, ranks=2, **Meeting(2).options).expect(0)
     assert snapshot(output) == snapshot(plain)
     pieces = [line for lines in ledger(output).values() for line in lines if not line["final"]]
     by_rank = [sum(line["rows"] for line in lines if not line["final"]) for lines in ledger(output).values()]
@@ -264,7 +267,7 @@ def test_a_manifest_that_a_kill_prevented_is_as_full() -> None:
     output = new_folder() / "out"
     shutil.copytree(uninterrupted(), output)
     (output / "manifest.json").unlink()
-    check_screen(predict(f"output_dir={output}").expect(0))
+    check_screen(nursery().predict(f"output_dir={output}").expect(0))
     before, now = (json.loads((root / "manifest.json").read_text()) for root in (uninterrupted(), output))
     assert {key: now[key] for key in now if key != "run"} == {key: before[key] for key in before if key != "run"}
 
@@ -281,7 +284,8 @@ def table_of(outcome: Outcome) -> list[str]:
 
 def test_a_sweep_goes_on_after_a_point_without_memory() -> None:
     place = new_folder()
-    outcome = predict("-m", "data.batch_size=32,100000000", "data.limit=64", "output_dir=out", folder=place).expect(0)
+    line = ("-m", "data.batch_size=32,100000000", "data.limit=64", "output_dir=out")
+    outcome = nursery().predict(*line, folder=place).expect(0)
     table = table_of(outcome)
     assert len(table) == 2 and table[0].endswith("done") and table[1].endswith("out of memory"), outcome.stdout
     assert "Traceback" not in outcome.stderr
@@ -296,7 +300,7 @@ def test_a_sweep_goes_on_after_a_point_without_memory() -> None:
 def test_a_sweep_over_two_devices() -> None:
     place = new_folder()
     line = ("-m", "data.batch_size=16,32", "data.limit=64", "trainer.devices=2", "output_dir=out")
-    outcome = predict(*line, folder=place).expect(0)
+    outcome = nursery().predict(*line, folder=place).expect(0)
     assert [row.split()[-1] for row in table_of(outcome)] == ["done", "done"], outcome.stdout
     for size in (16, 32):
         check_layout(place / f"out/data.batch_size={size}", rows=64)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.jobs import new_folder, nursery, wait_for
+from helpers.jobs import Meeting, new_folder, nursery, wait_for
 from lora_clip.monitor import timeline
 from lora_clip.monitor.bar import postfix
 from lora_clip.monitor.callback import Watch
@@ -202,7 +202,7 @@ def test_workers_are_counted_and_other_children_are_not() -> None:
     worker = multiprocessing.get_context("fork").Process(target=burn, daemon=True)
     worker.start()
     try:
-        assert wait_for(lambda: processes.read().worker_cpu >= 0.05, 20)
+        assert wait_for(lambda: processes.read().worker_cpu >= 0.05)
         worker.kill()
         worker.join()
         usage = processes.read()
@@ -288,9 +288,10 @@ def test_the_live_line_stays_short_with_many_ranks() -> None:
 def two_ranks() -> tuple[Path, str]:
     """The demo on two ranks, after a run of three ranks that left timelines."""
     output = new_folder() / "output"
-    nursery().predict(f"output_dir={output}", "data.limit=192", ranks=3).expect(0)
+    typed = (f"output_dir={output}", Meeting.TYPED)
+    nursery().predict(*typed, "data.limit=192", ranks=3, **Meeting(3).options).expect(0)
     assert len(list((output / "timeline").iterdir())) == 3
-    return output, nursery().predict(f"output_dir={output}", "data.num_workers=2", ranks=2).expect(0).stdout
+    return output, nursery().predict(*typed, "data.num_workers=2", ranks=2, **Meeting(2).options).expect(0).stdout
 
 
 def test_every_rank_leaves_a_timeline(two_ranks: tuple[Path, str]) -> None:
@@ -336,7 +337,7 @@ def test_the_end_shows_every_rank_and_the_bottleneck(two_ranks: tuple[Path, str]
 def test_a_run_with_nothing_to_do_keeps_the_timelines(two_ranks: tuple[Path, str]) -> None:
     output, _ = two_ranks
     before = [path.read_text() for path in sorted((output / "timeline").iterdir())]
-    nursery().predict(f"output_dir={output}", ranks=2).expect(0)
+    nursery().predict(f"output_dir={output}", Meeting.TYPED, ranks=2, **Meeting(2).options).expect(0)
     assert [path.read_text() for path in sorted((output / "timeline").iterdir())] == before
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from helpers.images import encode, jpeg, photo, write_tar
-from helpers.jobs import COMMAND, environment, new_folder, nursery, uninterrupted
+from helpers.jobs import COMMAND, PATIENCE, environment, new_folder, nursery, uninterrupted
 from lora_clip.errors import OutputError
 from lora_clip.search import open_output
 from lora_clip.search.server import open_outputs
@@ -44,11 +44,11 @@ def address(outputs: Path) -> Iterator[str]:
         assert said.startswith("search page: http://localhost:")
         yield said.split()[2]
         server.terminate()
-        server.wait(20)
+        server.wait(PATIENCE)
 
 
 def ask(url: str, body: bytes | None = None, **headers: str) -> Any:
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=PATIENCE) as answer:
         data = answer.read()
         return json.loads(data) if answer.headers["Content-Type"] == "application/json" else data
 
@@ -99,7 +99,7 @@ def test_what_is_wrong_is_refused(address: str) -> None:
 
 def test_only_this_machine_is_answered_and_nothing_else_may_run(address: str) -> None:
     assert refused(address, Host="evil.example") == 400
-    with urllib.request.urlopen(address, timeout=20) as answer:
+    with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy
         assert "<script>" not in answer.read().decode()
@@ -116,7 +116,7 @@ def browse(url: str) -> str:
         "--dump-dom",
         url,
     ]
-    return subprocess.run(line, capture_output=True, text=True, timeout=90, check=True).stdout
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.images import jpeg, write_tar
-from helpers.jobs import Outcome, nursery, wait_for
+from helpers.jobs import Gate, Outcome, nursery, wait_for
 
 IMAGES = 60
 CRASHES, HANGS = (7, 8, 41), (23,)
@@ -91,16 +91,15 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_images_and_no_other(
 
 
 def test_a_worker_that_is_killed_costs_nothing(shards: Path, tmp_path: Path) -> None:
-    embed(shards, tmp_path / "plain", "data.num_workers=1")
-    output = tmp_path / "output"
+    output, gate = tmp_path / "output", Gate(30)
     job = nursery().start(
         "data=shards", f"data.shards={shards}", f"output_dir={output}", "data.batch_size=4", "data.num_workers=1",
-        "model.dtype=bfloat16",
+        Gate.TYPED, **gate.options,
     )  # fmt: skip
-    assert wait_for(lambda: any((output / "ranks").glob("*.jsonl")), pause=0.001)
-    killed = [child for child in psutil.Process(job.pid).children(recursive=True) if "predict" not in child.name()]
-    for worker in killed[:1]:
-        worker.send_signal(signal.SIGKILL)
+    assert wait_for(lambda: any((output / "ranks").glob("*.jsonl")))
+    (worker,) = psutil.Process(job.pid).children(recursive=True)
+    worker.send_signal(signal.SIGKILL)
+    gate.open()
     outcome = job.wait().expect(0)
     assert "60 images in 3 shards = 60 embeddings" in outcome.stdout
     lines = [json.loads(line) for path in (output / "ranks").glob("*.jsonl") for line in path.read_text().splitlines()]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 
 from helpers.images import jpeg, write_tar
-from helpers.jobs import Outcome, nursery, snapshot, start, wait_for
+from helpers.jobs import Gate, Outcome, nursery, snapshot, wait_for
 from lora_clip.loading.plan import SMALL
 from lora_clip.output import provenance
 from lora_clip.output.store import Store
@@ -66,16 +65,15 @@ def test_the_output_is_that_of_a_job_that_counted_first(
 
 
 def test_a_killed_job_goes_on_and_counts_nothing_twice(shards: Path, expected: Path, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    job = start(*SETTINGS, f"data.shards={shards}", f"output_dir={output}", "data.num_workers=1", "data.batch_size=2")
-    assert wait_for(lambda: any(b"counted" in p.read_bytes() for p in (output / "ranks").glob("*.jsonl")), pause=0.001)
-    job.signal_all(signal.SIGKILL)
-    job.wait()
+    output, gate = tmp_path / "output", Gate(100)
+    typed = (*SETTINGS, f"data.shards={shards}", f"output_dir={output}", "data.batch_size=2", Gate.TYPED)
+    job = nursery().start(*typed, "data.num_workers=1", **gate.options)
+    assert wait_for(lambda: any(b"counted" in p.read_bytes() for p in (output / "ranks").glob("*.jsonl")))
+    job.kill()
     before = counted_lines(output)
     lines = [json.loads(line) for line in (output / "inputs.jsonl").read_text().splitlines()]
     assert [line["wanted"] for line in lines][:3] == [40, None, None] and before
-    assert not (output / "manifest.json").exists(), "it was caught at work"
-    outcome = embed(shards, output, "data.batch_size=2", ranks=2)
+    outcome = nursery().predict(*typed, ranks=2, **gate.open().options).expect(0)
     assert "169 images in 5 shards = 169 embeddings" in outcome.stdout
     kinds = {"img_emb", "metadata"}
     assert {name for name in snapshot(output) if name.split("/")[0] in kinds} == {
@@ -84,7 +82,7 @@ def test_a_killed_job_goes_on_and_counts_nothing_twice(shards: Path, expected: P
     text = "".join(path.read_text() for path in (output / "ranks").glob("*.jsonl"))
     told = {shard: text.count(f'{{"counted": {{"id": {shard},') for shard in range(6)}
     assert all(told[shard] == 1 for shard in before), "what is known is not counted again"
-    assert "nothing is missing" in embed(shards, output, "data.batch_size=2").stdout
+    assert "nothing is missing" in nursery().predict(*typed, **gate.options).expect(0).stdout
 
 
 def test_a_tar_that_was_counted_and_has_changed_since_is_refused(shards: Path, tmp_path: Path) -> None:
