@@ -19,8 +19,8 @@ from lora_clip.benchmark.gpu.sizes import Settings
 from lora_clip.benchmark.gpu.steps import Step, choose
 from lora_clip.errors import ConfigError
 
-MINUTES = 4.0
-ENOUGH, SHORT = 60.0, 8.0
+MINUTES = 10.0
+ENOUGH, SHORT = 60.0, 15.0
 """Seconds: more than a step here takes on any machine, and as many as one may have that never ends."""
 
 

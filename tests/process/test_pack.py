@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from helpers.jobs import COMMAND
+from helpers.jobs import COMMAND, PATIENCE
 from lora_clip.app.command import main
 from lora_clip.errors import ConfigError, DataError, OutputError, StorageError
 from lora_clip.io import process
@@ -82,7 +82,7 @@ def slow_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, "pack", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -96,12 +96,12 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[str, str]:
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=PATIENCE)
     return output.decode(), errors.decode()  # carriage returns as they are: text mode would make them lines
 
 
 def wait_for_shard(shards: Path, number: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not (shards / f"{number:06d}.tar").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -351,10 +351,12 @@ def test_after_kill_9_only_what_is_missing_is_written_and_the_end_is_the_same(
     shards = tmp_path / "shards"
     running = start(slow_images, shards, "--shards", 40, "--workers", 2)
     wait_for_shard(shards, 3, running)
+    os.killpg(running.pid, signal.SIGSTOP)  # at once: looking for its workers may take longer than all the rest
     workers = psutil.Process(running.pid).children(recursive=True)
     (os.killpg if whole_group else os.kill)(running.pid, signal.SIGKILL)
+    os.killpg(running.pid, signal.SIGCONT)
     finish(running)
-    assert not psutil.wait_procs(workers, timeout=5)[1], "workers outlive their parent"
+    assert not psutil.wait_procs(workers, timeout=PATIENCE)[1], "workers outlive their parent"
     for name in ("000039.tar.1.partial", ".000038.tar.1.tmp"):
         (shards / name).write_bytes(b"as a worker leaves it that is killed with its parent")
     finished = {path.name: path.stat().st_ino for path in shards.glob("*.tar")}
@@ -450,7 +452,7 @@ def test_a_full_disk_is_one_clear_message_and_no_partial_file(slow_images: Path,
 def run_limited(blocks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A run that may write files of so many blocks of 512 bytes: what a full disk does, at a known place."""
     command = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh", *COMMAND, "pack", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_nothing(images: Path, tmp_path: Path) -> None:
