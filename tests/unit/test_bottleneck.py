@@ -87,8 +87,8 @@ def test_idle_workers_and_an_idle_device_blame_what_lies_between() -> None:
     assert "try" not in told(STARVED, decoding=0.2, batch_size=512)
 
 
-def test_a_busy_gpu_in_float32_advises_bfloat16() -> None:
-    assert told(GPU, dtype="float32").endswith("95 % of the time, in float32; try model.dtype=bfloat16")
+def test_a_busy_gpu_in_float32_advises_what_auto_is() -> None:
+    assert told(GPU, dtype="float32").endswith("95 % of the time, in float32; try model.dtype=float16")
 
 
 def test_a_busy_gpu_with_memory_left_advises_a_larger_batch() -> None:

@@ -75,7 +75,7 @@ def _on_gpu(figures: Figures) -> str:
 def _forward_on_gpu(figures: Figures) -> str:
     busy = f"the GPU was the bottleneck: it computed {_percent(figures.forward)} of the time"
     if figures.dtype == "float32":
-        return f"{busy}, in float32; try model.dtype=bfloat16"
+        return f"{busy}, in float32; try model.dtype=float16"
     if figures.filled < FILLED:
         return (
             f"{busy}, and only {_percent(figures.filled)} of its batches were images, since shards end within one; "
