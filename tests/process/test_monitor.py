@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ import torch
 
 from helpers.jobs import Meeting, new_folder, nursery, wait_for
 from lora_clip.monitor import timeline
-from lora_clip.monitor.bar import postfix
-from lora_clip.monitor.callback import Watch
+from lora_clip.monitor.bar import Bar, postfix
+from lora_clip.monitor.callback import Monitor, Watch
 from lora_clip.monitor.devices import Gauge, open_gauge
 from lora_clip.monitor.processes import Processes
 from lora_clip.monitor.progress import UNKNOWN, Counters, Progress
@@ -259,6 +260,17 @@ def test_rows_of_ranks_that_said_nothing_are_empty(tmp_path: Path) -> None:
     assert (none.images, one.images, one.watts, two.images, two.first) == (0, 5, 400, 0, 0)
     progress.clear()
     assert progress.read() == []
+
+
+def test_a_rank_whose_figures_went_with_the_shared_folder_ends_no_run(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monitor = Monitor([tmp_path])
+    monitor.progress, monitor._bar, monitor._ranks = Progress(tmp_path, job=1), Bar(8), 2
+    monitor.progress.write(0, rank(4, 2))
+    monitor._bar.show(monitor.progress.read_all(2))
+    shutil.rmtree(shared)  # by the job that was last to finish, before this one saw what its other rank had written
+    assert [one.images for one in monitor.finish()] == [4, 0]
 
 
 def rank(images: float, seconds: float, waiting: float = 0, **more: float) -> Counters:

@@ -41,6 +41,7 @@ class Monitor(Callback):
         self._watch: Watch | None = None
         self._bar: Bar | None = None
         self._logged: LoggedFigures | None = None
+        self._ranks = 0
 
     def around(self, writer: Callback) -> list[Callback]:
         """The callbacks of a run: on both sides of the writer, so that being held up by it is told from waiting."""
@@ -61,6 +62,7 @@ class Monitor(Callback):
         """Say what will be done, start the clock, the bar and the watch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.machine = Machine.under(trainer)
+        self._ranks = trainer.world_size
         if (share := data.plan.share) is not None:
             self.progress = Progress(self.roots[0], share.job)
         if trainer.is_global_zero:
@@ -129,10 +131,13 @@ class Monitor(Callback):
             self._logged.end(ranks, record)
 
     def finish(self) -> list[Counters]:
-        """The final figures of all ranks; for rank 0, after all have ended."""
-        ranks = self.progress.read()
+        """The final figures of all ranks; for rank 0, after all have ended.
+
+        Zeros of one whose figures went with a shared output's folder before they were seen.
+        """
+        ranks = self.progress.read(self._ranks)
         if self._bar is not None:
-            self._bar.show(self.progress.read_all())
+            self._bar.show(self.progress.read_all(self._ranks))
         self.close()
         self.progress.clear()
         return ranks
